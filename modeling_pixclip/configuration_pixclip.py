@@ -1,0 +1,314 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Configurations of PixCLIP: vision tower, text tower, objective."""
+
+import math
+from typing import ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+@strict
+class PixCLIPVisionConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`PixCLIPVisionModel`], one pre-norm ViT that covers OpenAI CLIP and EVA02 and also takes a mask.
+
+    The defaults are OpenAI CLIP ViT-B/16. An EVA02-CLIP-B/16 tower (the released PixCLIP) is
+    `mlp_type="swiglu", intermediate_size=2048, hidden_act="silu", use_rope=True, sub_layer_norm=True,
+    pre_layer_norm=False, key_bias=False, patch_bias=True, mask_patch_bias=True, projection_bias=True,
+    layer_norm_eps=1e-6, projection_dim=1280`.
+
+    Args:
+        hidden_size (`int`, *optional*, defaults to 768): Width of the tower.
+        intermediate_size (`int`, *optional*, defaults to 3072): Hidden width of the MLP.
+        num_hidden_layers (`int`, *optional*, defaults to 12): Number of blocks.
+        num_attention_heads (`int`, *optional*, defaults to 12): Attention heads of a block.
+        num_channels (`int`, *optional*, defaults to 3): Image channels. The mask always has one.
+        image_size (`int` or pair, *optional*, defaults to 224): Height and width, in pixels, that the position table
+            was made for. Other sizes are interpolated at run time.
+        patch_size (`int`, *optional*, defaults to 16): Side of a patch in pixels.
+        projection_dim (`int`, *optional*, defaults to 512): Width of the shared embedding space.
+        hidden_act (`str`, *optional*, defaults to `"quick_gelu"`): Activation of the MLP (of its gate for SwiGLU).
+        mlp_type (`"mlp"` or `"swiglu"`, *optional*, defaults to `"mlp"`): CLIP's two-layer MLP or EVA02's gated one.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of every LayerNorm.
+        attention_dropout (`float`, *optional*, defaults to 0.0): Dropout of the attention weights.
+        pre_layer_norm (`bool`, *optional*, defaults to `True`): LayerNorm before the first block (CLIP).
+        sub_layer_norm (`bool`, *optional*, defaults to `False`): LayerNorms before the attention output projection and
+            before the last MLP projection (EVA02).
+        key_bias (`bool`, *optional*, defaults to `True`): Bias of the key projection (EVA02 has none).
+        patch_bias (`bool`, *optional*, defaults to `False`): Bias of the RGB patch convolution.
+        mask_patch_bias (`bool`, *optional*, defaults to `False`): Bias of the mask patch convolution.
+        projection_bias (`bool`, *optional*, defaults to `False`): Bias of the projection to the shared space.
+        use_rope (`bool`, *optional*, defaults to `False`): 2-D rotary positions on the patch tokens (EVA02), beside the
+            learned absolute ones.
+        rope_theta (`float`, *optional*, defaults to 10000.0): Base of the rotary frequencies.
+        rope_grid_size (`int`, *optional*, defaults to 16): Grid that rotary positions are scaled to, whatever the real
+            grid is (EVA02's `pt_hw_seq_len`).
+        default_mask (`"full"` or `"none"`, *optional*, defaults to `"full"`): What stands in when no mask is given: a
+            mask of ones, or no mask tokens at all.
+        mask_mean (`float`, *optional*, defaults to 0.5), mask_std (`float`, *optional*, defaults to 0.26): Normalisation
+            of the masks that the tower receives, as in the processor (Alpha-CLIP, PixCLIP).
+        dense_features (`"value"` or `"plain"`, *optional*, defaults to `"value"`): How the dense map is made: last block
+            with attention replaced by its value path (CLIPSelf, FG-CLIP), or the ordinary final patch tokens.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of embeddings at initialisation.
+        initializer_factor (`float`, *optional*, defaults to 1.0): Scale of all initial weights.
+
+    Example:
+
+    ```python
+    >>> from modeling_pixclip import PixCLIPVisionConfig, PixCLIPVisionModel
+
+    >>> config = PixCLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = PixCLIPVisionModel(config)
+    ```"""
+
+    model_type = "pixclip_vision_model"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    projection_dim: int = 512
+    hidden_act: str = "quick_gelu"
+    mlp_type: Literal["mlp", "swiglu"] = "mlp"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: int | float = 0.0
+    pre_layer_norm: bool = True
+    sub_layer_norm: bool = False
+    key_bias: bool = True
+    patch_bias: bool = False
+    mask_patch_bias: bool = False
+    projection_bias: bool = False
+    use_rope: bool = False
+    rope_theta: int | float = 10000.0
+    rope_grid_size: int = 16
+    default_mask: Literal["full", "none"] = "full"
+    mask_mean: int | float = 0.5
+    mask_std: int | float = 0.26
+    dense_features: Literal["value", "plain"] = "value"
+    initializer_range: float = 0.02
+    initializer_factor: int | float = 1.0
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches at `image_size`."""
+        height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+    def validate_architecture(self):
+        """Part of `@strict`: checks that fields fit each other."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})."
+            )
+        if self.use_rope and (self.hidden_size // self.num_attention_heads) % 4:
+            raise ValueError(
+                f"use_rope=True needs heads of a width divisible by 4 (2 axes x rotated pairs), got hidden_size "
+                f"({self.hidden_size}) / num_attention_heads ({self.num_attention_heads}) = "
+                f"{self.hidden_size // self.num_attention_heads}."
+            )
+        sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
+        if len(sides) > 2 or any(side <= 0 or side % self.patch_size for side in sides):
+            raise ValueError(
+                f"image_size ({self.image_size}) must be one side or (height, width), each a positive multiple of "
+                f"patch_size ({self.patch_size})."
+            )
+        if self.mask_std <= 0:
+            raise ValueError(f"mask_std must be positive, got {self.mask_std}.")
+
+
+@strict
+class PixCLIPTextConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`PixCLIPTextModel`]: any Hugging Face text backbone, pooled and mapped to the shared space.
+
+    Args:
+        backbone_config (`dict` or [`PreTrainedConfig`], *optional*): Configuration of the backbone (Llama, Qwen, Gemma,
+            Mistral, SmolLM, BERT-like, CLIP text). Defaults to a Llama of SmolLM2-135M's shape.
+        bidirectional (`bool`, *optional*, defaults to `True`): Let every token attend to every other one. It is written
+            to `backbone_config.is_causal`, so a checkpoint describes itself. Only backbones that are causal language
+            models are concerned: encoders already are bidirectional, CLIP's text tower stays causal.
+        pooling (`"mean"`, `"last"`, `"first"` or `"eos"`, *optional*, defaults to `"mean"`): Mean over `pooling_mask`,
+            its last or first position, or the first end-of-text token.
+        normalize_pooled (`bool`, *optional*, defaults to `True`): L2-normalise the pooled vector before the projection.
+        projection_type (`"adapter"` or `"linear"`, *optional*, defaults to `"adapter"`): The paper's adapter (residual
+            LayerNorm-Linear-GELU-Linear blocks, LayerNorm, Linear), or one linear layer.
+        adapter_layers (`int`, *optional*, defaults to 4): Residual blocks of the adapter.
+        adapter_expansion (`int`, *optional*, defaults to 2): Hidden width of an adapter block over its width.
+        adapter_layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the adapter's LayerNorms.
+        projection_bias (`bool`, *optional*, defaults to `True`): Bias of the last linear layer.
+        projection_dim (`int`, *optional*, defaults to 512): Width of the shared embedding space.
+        freeze_backbone (`bool`, *optional*, defaults to `True`): Run the backbone without gradients and in eval mode.
+        initializer_factor (`float`, *optional*, defaults to 1.0): Scale of the projection's initial weights.
+
+    Example:
+
+    ```python
+    >>> from transformers import Qwen3Config
+    >>> from modeling_pixclip import PixCLIPTextConfig
+
+    >>> config = PixCLIPTextConfig(backbone_config=Qwen3Config(hidden_size=64, num_hidden_layers=2), projection_dim=32)
+    >>> config.hidden_size, config.backbone_config.is_causal
+    (64, False)
+    ```"""
+
+    model_type = "pixclip_text_model"
+    base_config_key = "text_config"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="llama",
+            init_kwargs={
+                "vocab_size": 49152,
+                "hidden_size": 576,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "max_position_embeddings": 8192,
+            },
+        )
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    bidirectional: bool = True
+    pooling: Literal["mean", "last", "first", "eos"] = "mean"
+    normalize_pooled: bool = True
+    projection_type: Literal["adapter", "linear"] = "adapter"
+    adapter_layers: int = 4
+    adapter_expansion: int = 2
+    adapter_layer_norm_eps: float = 1e-5
+    projection_bias: bool = True
+    projection_dim: int = 512
+    freeze_backbone: bool = True
+    initializer_factor: int | float = 1.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        # CLIP's text tower reads `is_causal` in its mask but not in its attention: touching it there breaks it.
+        if self.backbone_config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            self.backbone_config.is_causal = not self.bidirectional
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the backbone, of its pooled vectors and of the adapter."""
+        return self.backbone_config.get_text_config().hidden_size
+
+    def validate_architecture(self):
+        """Part of `@strict`: checks that fields fit each other."""
+        if self.backbone_config.is_encoder_decoder:
+            raise ValueError(
+                f"backbone_config of type {self.backbone_config.model_type!r} is an encoder-decoder. Accepted: a decoder "
+                "or an encoder, for T5-like models their encoder-only configuration."
+            )
+        if self.projection_type == "adapter" and (self.adapter_layers < 0 or self.adapter_expansion < 1):
+            raise ValueError(
+                f"adapter_layers ({self.adapter_layers}) must be >= 0 and adapter_expansion ({self.adapter_expansion}) "
+                ">= 1."
+            )
+
+
+@strict
+class PixCLIPConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`PixCLIPModel`] and [`PixCLIPForPreTraining`]: two towers and the objective.
+
+    The objective is a weighted sum of PixCLIP's three branches (arXiv 2511.04601). What the paper does not state
+    publicly (pooling, teacher, stop-gradient, weights) is a field here, and its default is ours.
+
+    Args:
+        vision_config (`dict` or [`PixCLIPVisionConfig`], *optional*): The vision tower.
+        text_config (`dict` or [`PixCLIPTextConfig`], *optional*): The text tower.
+        projection_dim (`int`, *optional*, defaults to 512): Width of the shared space. Must equal that of both towers;
+            a tower given as a `dict` without it takes this one.
+        logit_scale_init_value (`float`, *optional*, defaults to 2.6592): Initial log of the inverse temperature.
+        logit_scale_max (`float`, *optional*, defaults to 100.0): Upper bound of the inverse temperature.
+        global_weight (`float`, *optional*, defaults to 1.0): Weight of `global`, InfoNCE between the masked image's
+            embedding and the region's text.
+        crop_weight (`float`, *optional*, defaults to 1.0): Weight of `crop`, InfoNCE between the embedding of the
+            region's context crop and the object-level text.
+        local_weight (`float`, *optional*, defaults to 1.0): Weight of `local`, which aligns the dense features pooled
+            over the region with `local_target`.
+        crop_text (`"object"` or `"region"`, *optional*, defaults to `"object"`): Text of the `crop` branch; a region
+            without an object-level text uses its region text.
+        local_pooling (`"mask"` or `"roi"`, *optional*, defaults to `"mask"`): Pool under the mask or by RoIAlign of its
+            box.
+        local_target (`"crop"` or `"text"`, *optional*, defaults to `"crop"`): Teacher of `local`: the crop's embedding
+            by 1 - cosine (CLIPSelf), or the region's text by InfoNCE.
+        local_stop_gradient (`bool`, *optional*, defaults to `True`): Keep `local` from training the crop's embedding.
+
+    Example:
+
+    ```python
+    >>> from modeling_pixclip import PixCLIPConfig
+
+    >>> config = PixCLIPConfig(projection_dim=256, vision_config={"patch_size": 32}, local_weight=0.5)
+    >>> config.vision_config.projection_dim, config.text_config.projection_dim
+    (256, 256)
+    ```"""
+
+    model_type = "pixclip"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "logits_per_image",
+        "logits_per_text",
+        "loss_terms",
+        "text_model_output",
+        "vision_model_output",
+    ]
+    sub_configs_defaults = {"vision_config": PixCLIPVisionConfig, "text_config": PixCLIPTextConfig}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 512
+    logit_scale_init_value: int | float = 2.6592
+    logit_scale_max: int | float = 100.0
+    global_weight: int | float = 1.0
+    crop_weight: int | float = 1.0
+    local_weight: int | float = 1.0
+    crop_text: Literal["object", "region"] = "object"
+    local_pooling: Literal["mask", "roi"] = "mask"
+    local_target: Literal["crop", "text"] = "crop"
+    local_stop_gradient: bool = True
+
+    def __post_init__(self, **kwargs):
+        for name in self.sub_configs_defaults:
+            sub_config = getattr(self, name)
+            if sub_config is None or isinstance(sub_config, dict):
+                setattr(self, name, {"projection_dim": self.projection_dim, **(sub_config or {})})
+        super().__post_init__(**kwargs)
+
+    @property
+    def branch_weights(self) -> dict[str, float]:
+        """Weight of each branch of the objective, those of weight 0 left out."""
+        weights = {"global": self.global_weight, "crop": self.crop_weight, "local": self.local_weight}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    def validate_architecture(self):
+        """Part of `@strict`: checks that fields fit each other."""
+        for name in self.sub_configs_defaults:
+            if getattr(self, name).projection_dim != self.projection_dim:
+                raise ValueError(
+                    f"{name}.projection_dim ({getattr(self, name).projection_dim}) must equal projection_dim "
+                    f"({self.projection_dim}): both towers map to one space. Set one of them to the other's value."
+                )
+        if math.exp(self.logit_scale_init_value) > self.logit_scale_max:
+            raise ValueError(
+                f"logit_scale_init_value ({self.logit_scale_init_value}, a scale of "
+                f"{math.exp(self.logit_scale_init_value):.4g}) must not exceed logit_scale_max ({self.logit_scale_max})."
+            )
+        weights = (self.global_weight, self.crop_weight, self.local_weight)
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+            raise ValueError(
+                "global_weight, crop_weight and local_weight must be finite and >= 0, got "
+                f"{self.global_weight}, {self.crop_weight}, {self.local_weight}."
+            )
+
+
+__all__ = ["PixCLIPConfig", "PixCLIPTextConfig", "PixCLIPVisionConfig"]

@@ -1,0 +1,567 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""PixCLIP (arXiv 2511.04601): image and mask on one side, long text through an LLM on the other, one embedding space."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConfig
+from .losses import contrastive_loss, cosine_distance
+from .modeling_text_pixclip import PixCLIPTextModel, PixCLIPTextModelOutput
+from .modeling_vision_pixclip import (
+    PixCLIPVisionModel,
+    PixCLIPVisionModelOutput,
+    PixCLIPVisionModelWithProjection,
+)
+from .region_pooling import mask_pool, roi_align
+
+
+@dataclass
+class PixCLIPOutput(ModelOutput):
+    """
+    Output of [`PixCLIPModel`] and [`PixCLIPForPreTraining`]. R image rows (regions, or whole images), T text rows.
+
+    Args:
+        loss (`torch.Tensor`, scalar, *optional*): The contrastive loss, or the sum of the objective's branches.
+        logits_per_image (`torch.Tensor` of shape `(R, T)`): Cosine similarities times the inverse temperature.
+        logits_per_text (`torch.Tensor` of shape `(T, R)`): Its transpose.
+        text_embeds (`torch.Tensor` of shape `(T, projection_dim)`): L2-normalised text embeddings.
+        image_embeds (`torch.Tensor` of shape `(R, projection_dim)`): L2-normalised image embeddings.
+        text_model_output ([`PixCLIPTextModelOutput`]): Output of the text tower.
+        vision_model_output ([`PixCLIPVisionModelOutput`]): Output of the vision tower.
+        loss_terms (`dict[str, torch.Tensor]`, *optional*): Value of each branch before its weight, detached.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: PixCLIPTextModelOutput | None = None
+    vision_model_output: PixCLIPVisionModelOutput | None = None
+    loss_terms: dict[str, torch.Tensor] | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class PixCLIPPreTrainedModel(PreTrainedModel):
+    config: PixCLIPConfig
+    base_model_prefix = "pixclip"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # The loss is a mean over pairs of one batch; the Trainer must not rescale it by a token count.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, PixCLIPModel):
+            vision = module.config.vision_config
+            init.normal_(module.visual_projection.weight, std=vision.hidden_size**-0.5 * vision.initializer_factor)
+            init.constant_(module.logit_scale, module.config.logit_scale_init_value)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        if self.is_remote_code():
+            # A class registers for one Auto class only; without these the others cannot load the folder remotely.
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **REMOTE_CODE_MODELS}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class PixCLIPModel(PixCLIPPreTrainedModel):
+    """
+    PixCLIP: embeds image regions, given as masks, and long texts into one space.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import LlamaConfig
+    >>> from modeling_pixclip import PixCLIPConfig, PixCLIPModel
+
+    >>> text = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    >>> vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> model = PixCLIPModel(PixCLIPConfig(vision_config=vision, text_config={"backbone_config": text}))
+    >>> outputs = model(
+    ...     pixel_values=torch.randn(1, 3, 224, 224),
+    ...     mask_values=torch.randn(2, 1, 224, 224),
+    ...     region_image_index=torch.tensor([0, 0]),
+    ...     input_ids=torch.tensor([[5, 6, 7]]),
+    ... )
+    >>> outputs.logits_per_image.shape
+    torch.Size([2, 1])
+    ```"""
+
+    def __init__(self, config: PixCLIPConfig):
+        super().__init__(config)
+        vision_config = config.vision_config
+        self.vision_model = PixCLIPVisionModel._from_config(vision_config)
+        self.text_model = PixCLIPTextModel._from_config(config.text_config)
+        self.visual_projection = nn.Linear(
+            vision_config.hidden_size, config.projection_dim, bias=vision_config.projection_bias
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str,
+        text: str,
+        *,
+        text_kwargs: dict[str, Any] | None = None,
+        vision_kwargs: dict[str, Any] | None = None,
+        **config_kwargs,
+    ) -> "PixCLIPModel":
+        """
+        Builds a model from the vision tower of a CLIP checkpoint and a text backbone.
+
+        The vision tower and its projection are taken over, the mask convolution starts at zero, so image features equal
+        those of the parent until training changes them. The text adapter is new.
+
+        Args:
+            vision (`str`): Folder or Hub id of a CLIP model, its vision tower, or a PixCLIP model.
+            text (`str`): Folder or Hub id of a text backbone.
+            text_kwargs (`dict`, *optional*): Fields of [`PixCLIPTextConfig`], e.g. `{"pooling": "last"}`.
+            vision_kwargs (`dict`, *optional*): Fields of [`PixCLIPVisionConfig`] that leave the parent's weights valid,
+                e.g. `{"mask_patch_bias": True}`.
+            **config_kwargs: Fields of [`PixCLIPConfig`]; `projection_dim` is that of the vision checkpoint.
+
+        Returns:
+            [`PixCLIPModel`]: In float32 and eval mode.
+
+        Raises:
+            ValueError: If `vision` is of another type, or its tensors do not fill the tower.
+
+        Example:
+
+        ```python
+        >>> from modeling_pixclip import PixCLIPModel
+
+        >>> model = PixCLIPModel.from_vision_text_pretrained(
+        ...     "openai/clip-vit-base-patch16", "HuggingFaceTB/SmolLM2-135M-Instruct"
+        ... )  # doctest: +SKIP
+        ```"""
+        if "projection_dim" in config_kwargs:
+            raise ValueError(
+                f"projection_dim ({config_kwargs['projection_dim']}) follows from the vision checkpoint {vision!r}; "
+                "leave it out."
+            )
+        vision_config, vision_state = _load_vision(vision, vision_kwargs or {})
+        backbone = AutoModel.from_pretrained(text, dtype=torch.float32)
+        text_config = PixCLIPTextConfig(
+            backbone_config=backbone.config.to_dict(),
+            **{"projection_dim": vision_config.projection_dim, **(text_kwargs or {})},
+        )
+        config = PixCLIPConfig(
+            vision_config=vision_config,
+            text_config=text_config,
+            projection_dim=vision_config.projection_dim,
+            **config_kwargs,
+        )
+        model = cls(config)
+        missing, unexpected = model.load_state_dict(vision_state, strict=False)
+        missing = [
+            key
+            for key in missing
+            if key.startswith(("vision_model.", "visual_projection.")) and ".mask_patch_embedding." not in key
+        ]
+        if missing or unexpected:
+            raise ValueError(
+                f"The vision checkpoint {vision!r} does not fit the tower: missing {missing}, unexpected {unexpected}."
+            )
+        model.text_model.backbone.load_state_dict(backbone.state_dict())
+        return model.eval()
+
+    def _inverse_temperature(self) -> torch.Tensor:
+        return self.logit_scale.clamp(max=math.log(self.config.logit_scale_max)).exp()
+
+    def _soft_masks(self, mask_values: torch.Tensor) -> torch.Tensor:
+        """Masks in 0..1 from normalised ones."""
+        vision_config = self.config.vision_config
+        return (mask_values.float() * vision_config.mask_std + vision_config.mask_mean).clamp(0, 1)
+
+    def _pool_dense(
+        self,
+        dense_state: torch.Tensor,
+        image_size: tuple[int, int],
+        pooling: str,
+        mask_values: torch.Tensor | None,
+        region_boxes: torch.Tensor | None,
+        index: torch.Tensor,
+    ) -> torch.Tensor:
+        """Projected region vectors (R, projection_dim) from a dense map (B or R, N, hidden_size)."""
+        rows, columns = (side // self.config.vision_config.patch_size for side in image_size)
+        grid = dense_state.transpose(1, 2).unflatten(2, (rows, columns))
+        if pooling == "mask":
+            return self.visual_projection(mask_pool(grid, self._soft_masks(mask_values), index))
+        cells = region_boxes.new_tensor([columns, rows, columns, rows])
+        return self.visual_projection(roi_align(grid, region_boxes * cells, index).flatten(1))
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pooling_mask: torch.Tensor | None = None,
+        backbone_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PixCLIPTextModelOutput:
+        """
+        Text embeddings; arguments and errors as in [`PixCLIPTextModel.forward`].
+
+        Returns:
+            [`PixCLIPTextModelOutput`]: `pooler_output` of shape `(T, projection_dim)`, not normalised.
+        """
+        return self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pooling_mask=pooling_mask,
+            backbone_embeds=backbone_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        mask_values: torch.Tensor | None = None,
+        region_image_index: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PixCLIPVisionModelOutput:
+        """
+        Embeddings of regions (with masks) or whole images (without); arguments as in [`PixCLIPVisionModel.forward`].
+
+        Returns:
+            [`PixCLIPVisionModelOutput`]: `pooler_output` of shape `(R, projection_dim)`, not normalised.
+        """
+        outputs = self.vision_model(
+            pixel_values=pixel_values,
+            mask_values=mask_values,
+            region_image_index=region_image_index,
+            return_dict=True,
+            **kwargs,
+        )
+        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_dense_features(
+        self,
+        pixel_values: torch.Tensor,
+        mask_values: torch.Tensor | None = None,
+        region_image_index: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        One embedding a patch, in the shared space; arguments as in [`PixCLIPVisionModel.forward`].
+
+        Returns:
+            [`BaseModelOutputWithPooling`]: `last_hidden_state` of shape `(R, N, projection_dim)`, patches row by row,
+            and `pooler_output` of shape `(R, projection_dim)`; neither is normalised.
+        """
+        outputs = self.get_image_features(
+            pixel_values, mask_values, region_image_index, return_dense=True, return_dict=True, **kwargs
+        )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=self.visual_projection(outputs.dense_state), pooler_output=outputs.pooler_output
+        )
+
+    @can_return_tuple
+    def get_region_features(
+        self,
+        pixel_values: torch.Tensor,
+        mask_values: torch.Tensor | None = None,
+        region_image_index: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        pooling: Literal["mask", "roi"] | None = None,
+        mask_input: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Embeddings of regions pooled from the dense map.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised images.
+            mask_values (`torch.Tensor` of shape `(R, 1, H, W)`, *optional*): Normalised masks.
+            region_image_index (`torch.Tensor` of shape `(R,)`, *optional*): The image of each region; without it there
+                is one region an image.
+            region_boxes (`torch.Tensor` of shape `(R, 4)`, *optional*): xyxy in 0..1 of the frame of `pixel_values`.
+            pooling (`"mask"` or `"roi"`, *optional*): Mask pooling or RoIAlign. Defaults to `"mask"` where masks are
+                given, else to `"roi"`.
+            mask_input (`bool`, *optional*, defaults to `True`): Let the mask also enter the tower, as the `local` branch
+                is trained: one pass a region. `False` makes one unconditioned map an image (FG-CLIP).
+
+        Returns:
+            [`BaseModelOutputWithPooling`]: `pooler_output` of shape `(R, projection_dim)`, not normalised, and
+            `last_hidden_state`, the dense map before projection.
+
+        Raises:
+            ValueError: If what `pooling` needs is missing, or the numbers of regions and images do not fit.
+        """
+        pooling = pooling or ("roi" if mask_values is None else "mask")
+        regions = {"mask": mask_values, "roi": region_boxes}[pooling]
+        if regions is None:
+            raise ValueError(
+                f"pooling={pooling!r} needs {'mask_values' if pooling == 'mask' else 'region_boxes'}, got None. Pass "
+                "masks or boxes to the processor together with the images."
+            )
+        if region_image_index is None:
+            if len(regions) != len(pixel_values):
+                raise ValueError(
+                    f"{len(regions)} regions for {len(pixel_values)} images: pass region_image_index (R,), the image "
+                    "of each region."
+                )
+            region_image_index = torch.arange(len(regions), device=pixel_values.device)
+        conditioned = mask_input and mask_values is not None
+        outputs = self.vision_model(
+            pixel_values=pixel_values,
+            mask_values=mask_values if conditioned else None,
+            region_image_index=region_image_index if conditioned else None,
+            return_dense=True,
+            return_dict=True,
+            **kwargs,
+        )
+        index = torch.arange(len(regions), device=pixel_values.device) if conditioned else region_image_index
+        pooled = self._pool_dense(
+            outputs.dense_state, pixel_values.shape[-2:], pooling, mask_values, region_boxes, index
+        )
+        return BaseModelOutputWithPooling(last_hidden_state=outputs.dense_state, pooler_output=pooled)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pooling_mask: torch.Tensor | None = None,
+        mask_values: torch.Tensor | None = None,
+        region_image_index: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_text_index: torch.Tensor | None = None,
+        backbone_embeds: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PixCLIPOutput:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(T, L)`, *optional*): Token ids.
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised images.
+            attention_mask (`torch.Tensor` of shape `(T, L)`, *optional*): 1 for tokens, 0 for padding.
+            pooling_mask (`torch.Tensor` of shape `(T, L)`, *optional*): 1 for the tokens to pool.
+            mask_values (`torch.Tensor` of shape `(R, 1, H, W)`, *optional*): Normalised masks.
+            region_image_index (`torch.Tensor` of shape `(R,)`, *optional*): The image of each mask.
+            region_boxes (`torch.Tensor` of shape `(R, 4)`, *optional*): Taken so that the processor's output can be
+                passed whole; used by [`~PixCLIPModel.get_region_features`].
+            region_text_index (`torch.Tensor` of shape `(R,)`, *optional*): With `return_loss`, the text of each image
+                row; without it row i belongs to text i.
+            backbone_embeds (`torch.Tensor` of shape `(T, backbone width)`, *optional*): In place of `input_ids`.
+            return_loss (`bool`, *optional*): Return the symmetric contrastive loss.
+
+        Returns:
+            [`PixCLIPOutput`]
+
+        Raises:
+            ValueError: If images or texts are missing, or cannot be paired for the loss.
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values are missing; for texts alone call get_text_features.")
+        vision_outputs = self.get_image_features(
+            pixel_values, mask_values, region_image_index, return_dict=True, **kwargs
+        )
+        text_outputs = self.get_text_features(
+            input_ids, attention_mask, pooling_mask, backbone_embeds, return_dict=True, **kwargs
+        )
+        image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
+        text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
+        scale = self._inverse_temperature()
+        logits_per_text = scale * text_embeds @ image_embeds.T
+        loss = None
+        if return_loss:
+            text_index = _pair_index(region_text_index, len(image_embeds), len(text_embeds), image_embeds.device)
+            loss = contrastive_loss(image_embeds, text_embeds[text_index], scale, text_index)
+        return PixCLIPOutput(
+            loss=loss,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+
+class PixCLIPForPreTraining(PixCLIPModel):
+    """
+    PixCLIP with its training objective: the branches `global`, `crop` and `local` (arXiv 2511.04601, section 3).
+
+    | branch | aligns |
+    |---|---|
+    | `global` | InfoNCE between E(image, mask) and the region's text; a whole image is a mask of ones with its caption |
+    | `crop` | InfoNCE between E(context crop, its mask) and the object-level text |
+    | `local` | the dense map of (image, mask) pooled over the region against E(crop), by 1 - cosine, or against the text |
+
+    A branch of weight 0 is removed, one whose inputs are absent from a batch is skipped. Pooling, teacher,
+    stop-gradient and weights are fields of [`PixCLIPConfig`]; the paper does not state them publicly.
+    Checkpoints are the same as [`PixCLIPModel`]'s. Trains with the plain [`Trainer`] and `PixCLIPDataCollator`.
+    """
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pooling_mask: torch.Tensor | None = None,
+        mask_values: torch.Tensor | None = None,
+        region_image_index: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_text_index: torch.Tensor | None = None,
+        object_text_index: torch.Tensor | None = None,
+        crop_pixel_values: torch.Tensor | None = None,
+        crop_mask_values: torch.Tensor | None = None,
+        backbone_embeds: torch.Tensor | None = None,
+        return_loss: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PixCLIPOutput:
+        r"""
+        Args:
+            input_ids, pixel_values, attention_mask, pooling_mask, mask_values, region_image_index, region_text_index,
+                backbone_embeds: As in [`PixCLIPModel.forward`].
+            region_boxes (`torch.Tensor` of shape `(R, 4)`, *optional*): xyxy in 0..1, for `local_pooling="roi"`.
+            object_text_index (`torch.Tensor` of shape `(R,)`, *optional*): Row of each region's object-level text;
+                defaults to `region_text_index`.
+            crop_pixel_values (`torch.Tensor` of shape `(R, 3, h, w)`, *optional*): Context crop of each region.
+            crop_mask_values (`torch.Tensor` of shape `(R, 1, h, w)`, *optional*): The region's mask in its crop.
+            return_loss (`bool`, *optional*, defaults to `True`): Compute the objective.
+
+        Returns:
+            [`PixCLIPOutput`]: `text_embeds` are those of the regions' own texts, so rows of `image_embeds` and
+            `text_embeds`, both `(R, projection_dim)`, are pairs.
+
+        Raises:
+            ValueError: If no branch of the objective finds its inputs, or regions and texts cannot be paired.
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values are missing; PixCLIPForPreTraining takes the batch of PixCLIPDataCollator.")
+        weights = self.config.branch_weights if return_loss else {}
+        vision_outputs = self.get_image_features(
+            pixel_values, mask_values, region_image_index, return_dense="local" in weights, return_dict=True, **kwargs
+        )
+        text_outputs = self.get_text_features(
+            input_ids, attention_mask, pooling_mask, backbone_embeds, return_dict=True, **kwargs
+        )
+        image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
+        all_text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
+        text_index = _pair_index(region_text_index, len(image_embeds), len(all_text_embeds), image_embeds.device)
+        text_embeds = all_text_embeds[text_index]
+        scale = self._inverse_temperature()
+
+        crop_embeds = None
+        if crop_pixel_values is not None and ("crop" in weights or self._needs_teacher(weights)):
+            taught = "crop" in weights or not self.config.local_stop_gradient
+            with torch.set_grad_enabled(taught and torch.is_grad_enabled()):
+                crops = self.get_image_features(crop_pixel_values, crop_mask_values, return_dict=True, **kwargs)
+            crop_embeds = nn.functional.normalize(crops.pooler_output, dim=-1)
+
+        terms = {}
+        if "global" in weights:
+            terms["global"] = contrastive_loss(image_embeds, text_embeds, scale, text_index)
+        if "crop" in weights and crop_embeds is not None:
+            use_object = self.config.crop_text == "object" and object_text_index is not None
+            crop_index = object_text_index if use_object else text_index
+            terms["crop"] = contrastive_loss(crop_embeds, all_text_embeds[crop_index], scale, crop_index)
+        regions = {"mask": mask_values, "roi": region_boxes}[self.config.local_pooling]
+        if "local" in weights and regions is not None:
+            rows = torch.arange(len(regions), device=image_embeds.device)
+            pooled = self._pool_dense(
+                vision_outputs.dense_state,
+                pixel_values.shape[-2:],
+                self.config.local_pooling,
+                mask_values,
+                region_boxes,
+                rows,
+            )
+            if self.config.local_target == "text":
+                pooled = nn.functional.normalize(pooled, dim=-1)
+                terms["local"] = contrastive_loss(pooled, text_embeds, scale, text_index)
+            elif crop_embeds is not None:
+                teacher = crop_embeds.detach() if self.config.local_stop_gradient else crop_embeds
+                terms["local"] = cosine_distance(pooled, teacher)
+        if return_loss and not terms:
+            raise ValueError(
+                f"No branch of the objective found its inputs: weights are {weights}, the batch has no crops and no "
+                "regions. Use PixCLIPDataCollator(crops=True), or give `global` a weight."
+            )
+        logits_per_text = scale * text_embeds @ image_embeds.T
+        return PixCLIPOutput(
+            loss=sum(weights[name] * term for name, term in terms.items()) if terms else None,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+            loss_terms={name: term.detach() for name, term in terms.items()} or None,
+        )
+
+    def _needs_teacher(self, weights: dict[str, float]) -> bool:
+        return "local" in weights and self.config.local_target == "crop"
+
+
+def _pair_index(index: torch.Tensor | None, rows: int, texts: int, device: torch.device) -> torch.Tensor:
+    """Row of the text batch that belongs to each image row."""
+    if index is None:
+        if rows != texts:
+            raise ValueError(
+                f"{rows} image rows and {texts} texts cannot be paired one to one; pass region_text_index (R,), the "
+                "text of each row."
+            )
+        return torch.arange(rows, device=device)
+    if len(index) != rows:
+        raise ValueError(f"region_text_index has {len(index)} entries for {rows} image rows; accepted: one a row.")
+    return index
+
+
+def _load_vision(vision: str, fields: dict[str, Any]) -> tuple[PixCLIPVisionConfig, dict[str, torch.Tensor]]:
+    """Configuration and weights (`vision_model.*`, `visual_projection.*`) of a CLIP or PixCLIP checkpoint."""
+    config = AutoConfig.from_pretrained(vision)
+    if config.model_type in ("clip", "clip_vision_model"):
+        model = CLIPVisionModelWithProjection.from_pretrained(vision, dtype=torch.float32)
+        own = PixCLIPVisionConfig().to_dict()
+        shared = {key: value for key, value in model.config.to_dict().items() if key in own and key != "model_type"}
+        if config.model_type == "clip":
+            # The composite's projection_dim is the one its weights were made with.
+            shared["projection_dim"] = config.projection_dim
+        return PixCLIPVisionConfig(**{**shared, **fields}), model.state_dict()
+    if config.model_type in ("pixclip", "pixclip_vision_model"):
+        model = PixCLIPVisionModelWithProjection.from_pretrained(vision, dtype=torch.float32)
+        return PixCLIPVisionConfig(**{**model.config.to_dict(), **fields}), model.state_dict()
+    raise ValueError(
+        f"{vision!r} is a checkpoint of type {config.model_type!r}; accepted vision checkpoints: clip, "
+        "clip_vision_model, pixclip, pixclip_vision_model."
+    )
+
+
+REMOTE_CODE_MODELS = {
+    "AutoModel": "modeling_pixclip.PixCLIPModel",
+    "AutoModelForPreTraining": "modeling_pixclip.PixCLIPForPreTraining",
+    "AutoModelForZeroShotImageClassification": "modeling_pixclip.PixCLIPModel",
+}
+
+__all__ = ["PixCLIPForPreTraining", "PixCLIPModel", "PixCLIPOutput", "PixCLIPPreTrainedModel"]

@@ -1,0 +1,221 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Text tower of PixCLIP: any Hugging Face text backbone, made bidirectional, pooled and adapted to the shared space."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_pixclip import PixCLIPTextConfig
+
+
+@dataclass
+class PixCLIPTextModelOutput(BaseModelOutputWithPooling):
+    """
+    Output of [`PixCLIPTextModel`] for T texts.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(T, L, backbone width)`, *optional*, absent when `backbone_embeds`
+            were given): Final states of the backbone.
+        pooler_output (`torch.Tensor` of shape `(T, projection_dim)`): Projected embeddings, not normalised.
+        backbone_embeds (`torch.Tensor` of shape `(T, backbone width)`, float32): Pooled states before normalisation and
+            projection, what a cache of text vectors holds.
+        hidden_states (`tuple`, *optional*), attentions (`tuple`, *optional*): As in every Transformers model.
+    """
+
+    backbone_embeds: torch.Tensor | None = None
+
+
+class PixCLIPTextAdapterBlock(nn.Module):
+    def __init__(self, config: PixCLIPTextConfig):
+        super().__init__()
+        self.config = config
+        width, inner = config.hidden_size, config.hidden_size * config.adapter_expansion
+        self.layer_norm = nn.LayerNorm(width, eps=config.adapter_layer_norm_eps)
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, embeds: torch.Tensor) -> torch.Tensor:
+        return embeds + self.fc2(nn.functional.gelu(self.fc1(self.layer_norm(embeds))))
+
+
+class PixCLIPTextAdapter(nn.Module):
+    """Residual LayerNorm-Linear-GELU-Linear blocks on pooled vectors, then LayerNorm (LLM2CLIP, PixCLIP)."""
+
+    def __init__(self, config: PixCLIPTextConfig):
+        super().__init__()
+        self.layers = nn.ModuleList([PixCLIPTextAdapterBlock(config) for _ in range(config.adapter_layers)])
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.adapter_layer_norm_eps)
+
+    def forward(self, embeds: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            embeds = layer(embeds)
+        return self.layer_norm(embeds)
+
+
+class PixCLIPTextModel(PreTrainedModel):
+    """
+    PixCLIP's text tower. The backbone may be any decoder or encoder of Transformers.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import LlamaConfig
+    >>> from modeling_pixclip import PixCLIPTextConfig, PixCLIPTextModel
+
+    >>> backbone = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    >>> model = PixCLIPTextModel(PixCLIPTextConfig(backbone_config=backbone, projection_dim=16))
+    >>> model(input_ids=torch.tensor([[5, 6, 7]])).pooler_output.shape
+    torch.Size([1, 16])
+    ```"""
+
+    config: PixCLIPTextConfig
+    base_model_prefix = "text_model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$"]
+
+    def __init__(self, config: PixCLIPTextConfig):
+        super().__init__(config)
+        self.backbone = AutoModel.from_config(config.backbone_config)
+        self.adapter = PixCLIPTextAdapter(config) if config.projection_type == "adapter" else nn.Identity()
+        self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
+        self.post_init()
+        self.freeze_backbone(config.freeze_backbone)
+
+    def freeze_backbone(self, frozen: bool = True):
+        """Freezes the backbone (no gradients, eval mode), or makes all of it trainable; kept in the config."""
+        self.config.freeze_backbone = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.config.freeze_backbone:
+            # Dropout would add noise to vectors that a cache holds without it. `requires_grad` is set here as well
+            # because loading resets it, and ends with eval().
+            self.backbone.requires_grad_(False)
+            self.backbone.eval()
+        return self
+
+    def get_input_embeddings(self):
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.backbone.set_input_embeddings(value)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        factor = self.config.initializer_factor
+        if isinstance(module, PixCLIPTextAdapterBlock):
+            init.normal_(module.fc1.weight, std=module.fc1.in_features**-0.5 * factor)
+            depth = 2 * self.config.adapter_layers
+            init.normal_(module.fc2.weight, std=(module.fc2.in_features * depth) ** -0.5 * factor)
+        elif isinstance(module, PixCLIPTextModel):
+            init.normal_(module.projection.weight, std=module.projection.in_features**-0.5 * factor)
+
+    def _check_length(self, length: int):
+        limit = getattr(self.config.backbone_config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"texts are {length} tokens long, the backbone ({self.config.backbone_config.model_type}) takes at most "
+                f"{limit}. Lower the processor's text_max_length."
+            )
+
+    def _pool(self, states: torch.Tensor, input_ids: torch.Tensor, pooling_mask: torch.Tensor) -> torch.Tensor:
+        pooling = self.config.pooling
+        if pooling == "mean":
+            weights = pooling_mask[..., None].to(torch.float32)
+            return (states.float() * weights).sum(1) / weights.sum(1)
+        positions = torch.arange(states.shape[1], device=states.device)
+        if pooling == "last":
+            index = (positions * pooling_mask).argmax(-1)
+        elif pooling == "first":
+            index = pooling_mask.argmax(-1)
+        else:
+            index = self._eos_positions(input_ids)
+        return states[torch.arange(len(states), device=states.device), index].float()
+
+    def _eos_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
+        eos = self.config.backbone_config.eos_token_id
+        if eos == 2 and self.config.backbone_config.model_type == "clip_text_model":
+            # OpenAI's CLIP configs carry a wrong id; there end of text is the highest one (transformers #24773).
+            return input_ids.argmax(-1)
+        is_eos = torch.isin(input_ids, torch.tensor(eos, device=input_ids.device))
+        if not bool(is_eos.any(-1).all()):
+            rows = (~is_eos.any(-1)).nonzero().flatten().tolist()
+            raise ValueError(
+                f"pooling='eos' found no end-of-text token (id {eos}) in rows {rows} of input_ids. Let the tokenizer "
+                "add it, or choose another pooling."
+            )
+        return is_eos.int().argmax(-1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pooling_mask: torch.Tensor | None = None,
+        backbone_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PixCLIPTextModelOutput:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(T, L)`, *optional*): Token ids.
+            attention_mask (`torch.Tensor` of shape `(T, L)`, *optional*): 1 for tokens, 0 for padding on either side.
+            pooling_mask (`torch.Tensor` of shape `(T, L)`, *optional*): 1 for the tokens to pool; defaults to
+                `attention_mask`, or all tokens.
+            backbone_embeds (`torch.Tensor` of shape `(T, backbone width)`, *optional*): Pooled vectors of an earlier
+                run, in place of the tokens.
+
+        Raises:
+            ValueError: If not exactly one of `input_ids` and `backbone_embeds` is given, a text is longer than the
+                backbone takes, a row pools nothing, or vectors have another width than the backbone.
+        """
+        if (input_ids is None) == (backbone_embeds is None):
+            raise ValueError("Pass exactly one of input_ids and backbone_embeds.")
+        outputs = None
+        if backbone_embeds is None:
+            self._check_length(input_ids.shape[1])
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            pooling_mask = attention_mask if pooling_mask is None else pooling_mask
+            if not torch.compiler.is_compiling() and not bool((pooling_mask.sum(-1) > 0).all()):
+                rows = (pooling_mask.sum(-1) <= 0).nonzero().flatten().tolist()
+                raise ValueError(f"pooling_mask selects no token in rows {rows}; each text needs at least one.")
+            with torch.no_grad() if self.config.freeze_backbone else nullcontext():
+                outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+                backbone_embeds = self._pool(outputs.last_hidden_state, input_ids, pooling_mask)
+        elif backbone_embeds.shape[-1] != self.config.hidden_size:
+            raise ValueError(
+                f"backbone_embeds are {backbone_embeds.shape[-1]} wide, the backbone of this model is "
+                f"{self.config.hidden_size} wide. Recompute them with this model's backbone."
+            )
+        embeds = backbone_embeds.to(self.projection.weight.dtype)
+        if self.config.normalize_pooled:
+            embeds = nn.functional.normalize(embeds, dim=-1)
+        return PixCLIPTextModelOutput(
+            last_hidden_state=None if outputs is None else outputs.last_hidden_state,
+            pooler_output=self.projection(self.adapter(embeds)),
+            backbone_embeds=backbone_embeds,
+            hidden_states=None if outputs is None else outputs.hidden_states,
+            attentions=None if outputs is None else outputs.attentions,
+        )
+
+
+__all__ = ["PixCLIPTextModel", "PixCLIPTextModelOutput"]

@@ -1,0 +1,492 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Readers of (image, masks, region texts): JSON lines of this project, and COCO's instances, panoptic and captions."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch.utils.data import Dataset
+
+from .region_description import describe_regions
+from .region_nouns import noun_of
+from .regions import is_polygons, to_mask
+
+
+class RegionSample(TypedDict):
+    """One image with its regions, as every reader yields it and `PixCLIPDataCollator` takes it.
+
+    Attributes:
+        image: `PIL.Image.Image` of mode RGB.
+        image_id: Identifier of the image within its data set.
+        captions: Captions of the whole image, maybe none.
+        masks: N region masks, in any form of `processing_pixclip.regions.to_mask`.
+        texts: N long region texts.
+        object_texts: N short texts that name the object only, `None` where there is none.
+        categories: N category names, `None` where there is none.
+    """
+
+    image: Image.Image
+    image_id: str
+    captions: list[str]
+    masks: list[Any]
+    texts: list[str]
+    object_texts: list[str | None]
+    categories: list[str | None]
+
+
+_RECORD_KEYS = {
+    "image": (str, "a path relative to image_root", True),
+    "image_id": (str, "a string", True),
+    "width": (int, "a positive integer, in pixels", True),
+    "height": (int, "a positive integer, in pixels", True),
+    "captions": (list, "a list of non-empty strings, maybe empty", False),
+    "regions": (list, "a list of regions, maybe empty", True),
+}
+_REGION_KEYS = {
+    "mask": ((dict, list), "COCO RLE {'size': [height, width], 'counts': ...} or polygons [[x1, y1, ...]]", True),
+    "category": ((str, type(None)), "a string or null", False),
+    "object_text": ((str, type(None)), "a non-empty string or null", False),
+    "text": (str, "a non-empty string", True),
+    "text_source": (str, "a string such as 'written' or 'composed'", False),
+}
+
+
+class RegionJsonlDataset(Dataset):
+    """Reads JSON lines of images with region masks and texts.
+
+    One image a line, UTF-8, blank lines allowed:
+
+        {"image": "images/1.jpg",            path relative to image_root, "/" between folders
+         "image_id": "1",
+         "width": 448, "height": 336,        pixels of the image file
+         "captions": ["Two dogs play."],     optional; captions of the whole image
+         "regions": [
+            {"mask": {"size": [336, 448], "counts": "..."},   COCO RLE at the image's size, or polygons in its pixels
+             "category": "dog",              optional, may be null
+             "object_text": "a brown dog",   optional, may be null; names the object only
+             "text": "A brown dog ...",      the long region text
+             "text_source": "written"}]}     optional; who wrote the text, for the record only
+
+    Every record is checked when the data set is made, except for the pixels: images open when they are indexed, and
+    masks stay as they are until a processor decodes them. Other keys are an error, so that a misspelt one shows.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The JSON lines file.
+        image_root (`str` or `os.PathLike`, *optional*, defaults to the folder of `path`):
+            Folder that the images' paths are relative to.
+
+    Raises:
+        ValueError: If a line is not such a record or its image file is missing; names file, line, key and what is
+            accepted.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (3, 2)).save(folder / "1.png")
+        >>> region = {"mask": {"size": [2, 3], "counts": [2, 2, 2]}, "text": "The middle column of a black image."}
+        >>> record = {"image": "1.png", "image_id": "1", "width": 3, "height": 2, "regions": [region]}
+        >>> write_region_jsonl([record], folder / "data.jsonl")
+        >>> RegionJsonlDataset(folder / "data.jsonl")[0]["texts"]
+        ['The middle column of a black image.']
+    """
+
+    def __init__(self, path: str | os.PathLike, image_root: str | os.PathLike | None = None):
+        self.path = Path(path)
+        self.image_root = self.path.parent if image_root is None else Path(image_root)
+        self.records: list[dict[str, Any]] = []
+        with open(self.path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    self.records.append(self._read_line(line, f"{self.path}, line {number}"))
+        if not self.records:
+            raise ValueError(f"{self.path} holds no record; a record is one JSON object a line.")
+
+    def _read_line(self, line: str, where: str) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is not JSON ({error}); a record is one JSON object a line.") from error
+        _check_record(record, where)
+        file = self.image_root / record["image"]
+        if not file.is_file():
+            raise ValueError(f"{where}: key 'image' names {file}, which is not a file; check image_root.")
+        return record
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> RegionSample:
+        record = self.records[index]
+        file = self.image_root / record["image"]
+        image = _open_image(file, record["width"], record["height"], str(self.path))
+        regions = record["regions"]
+        return {
+            "image": image,
+            "image_id": record["image_id"],
+            "captions": list(record.get("captions", [])),
+            "masks": [region["mask"] for region in regions],
+            "texts": [region["text"] for region in regions],
+            "object_texts": [region.get("object_text") for region in regions],
+            "categories": [region.get("category") for region in regions],
+        }
+
+
+class CocoRegionDataset(Dataset):
+    """Reads photos with COCO instances, panoptic segments, or both, and captions.
+
+    Regions of a photo: its instances; and from the panoptic file its stuff segments or, where the instances file does
+    not list the photo, all its segments. What is no region is counted by reason in `rejected`:
+
+    * `"crowd"`: `iscrowd` is set;
+    * `"empty"`: no pixel;
+    * `"degenerate polygon"`: a polygon of fewer than 3 points;
+    * `"too small"`: less than `min_area_fraction` of the photo (it still counts for the texts of others);
+    * `"photo without region"`: a whole photo of which no region is left.
+
+    Args:
+        image_dir (`str` or `os.PathLike`):
+            Folder with the image files that the annotation files name.
+        instances_file (`str` or `os.PathLike`, *optional*):
+            `instances_*.json`.
+        panoptic_file (`str` or `os.PathLike`, *optional*):
+            `panoptic_*.json`. One of the two files must be given.
+        panoptic_dir (`str` or `os.PathLike`, *optional*, defaults to `panoptic_file` without ".json"):
+            Folder with the panoptic PNGs.
+        captions_file (`str` or `os.PathLike`, *optional*):
+            `captions_*.json`.
+        min_area_fraction (`float`, defaults to 0.001):
+            Least share of the photo that a region must cover.
+        compose_texts (`bool`, defaults to `True`):
+            Whether `texts` are long texts by `describe_regions`; else both texts are the category with its article.
+        image_ids (`Collection[int]`, *optional*):
+            Read only these photos of the annotation files; all by default.
+
+    Attributes:
+        rejected (`collections.Counter`): How many regions were left out, by reason.
+
+    Raises:
+        ValueError: If an annotation file lacks a key or an image, PNG or category is missing; names the file and item.
+
+    Example:
+        ```python
+        dataset = CocoRegionDataset("val2017", instances_file="annotations/instances_val2017.json")
+        print(len(dataset), dataset.rejected)
+        print(dataset[0]["texts"][0])
+        ```
+    """
+
+    def __init__(
+        self,
+        image_dir: str | os.PathLike,
+        instances_file: str | os.PathLike | None = None,
+        panoptic_file: str | os.PathLike | None = None,
+        panoptic_dir: str | os.PathLike | None = None,
+        captions_file: str | os.PathLike | None = None,
+        min_area_fraction: float = 0.001,
+        compose_texts: bool = True,
+        image_ids: Collection[int] | None = None,
+    ):
+        if instances_file is None and panoptic_file is None:
+            raise ValueError("neither instances_file nor panoptic_file is given; regions come from at least one.")
+        if not 0 <= min_area_fraction < 1:
+            raise ValueError(
+                f"min_area_fraction is {min_area_fraction}; it is a share of the photo, from 0 to below 1."
+            )
+        self.image_dir = Path(image_dir)
+        self.compose_texts = compose_texts
+        self.rejected: Counter[str] = Counter()
+        self._min_area_fraction = min_area_fraction
+        self._image_ids = None if image_ids is None else frozenset(image_ids)
+        if panoptic_file is not None and panoptic_dir is None:
+            panoptic_dir = Path(panoptic_file).with_suffix("")
+        self._panoptic_dir = None if panoptic_dir is None else Path(panoptic_dir)
+
+        photos: dict[int, dict[str, Any]] = {}
+        if instances_file is not None:
+            self._read_instances(Path(instances_file), photos)
+        if panoptic_file is not None:
+            self._read_panoptic(Path(panoptic_file), photos)
+        if captions_file is not None:
+            self._read_captions(Path(captions_file), photos)
+        self._photos = []
+        for photo in photos.values():
+            if any(region["accepted"] for region in photo["regions"]):
+                self._photos.append(photo)
+            else:
+                self.rejected["photo without region"] += 1
+
+    def _read_instances(self, path: Path, photos: dict[int, dict[str, Any]]) -> None:
+        content = _read_coco(path, ("images", "annotations", "categories"))
+        names = _category_names(content, path)
+        self._add_photos(content, path, photos)
+        for number, annotation in enumerate(content["annotations"]):
+            where = f"{path}: annotations[{number}]"
+            image_id, category, mask = _require(annotation, ("image_id", "category_id", "segmentation"), where)
+            if not self._wanted(image_id):
+                continue
+            photo = _listed(photos, image_id, where)
+            name = _look_up(names, category, where)
+            if annotation.get("iscrowd"):
+                self.rejected["crowd"] += 1
+                photo["grouped"].add(name)
+            elif not _is_segmentation(mask):
+                raise ValueError(
+                    f"{where}: key 'segmentation' is a {type(mask).__name__}; accepted are polygons [[x1, y1, ...]] "
+                    f"and RLE {{'size': [height, width], 'counts': ...}}."
+                )
+            elif isinstance(mask, list) and any(len(polygon) < 6 for polygon in mask):
+                self.rejected["degenerate polygon"] += 1
+            else:
+                self._add_region(photo, name, mask, _mask_area(mask, photo["height"], photo["width"]))
+
+    def _read_panoptic(self, path: Path, photos: dict[int, dict[str, Any]]) -> None:
+        content = _read_coco(path, ("images", "annotations", "categories"))
+        names = _category_names(content, path)
+        things = {category["id"] for category in content["categories"] if category.get("isthing", 1)}
+        with_instances = set(photos)
+        self._add_photos(content, path, photos)
+        for number, annotation in enumerate(content["annotations"]):
+            where = f"{path}: annotations[{number}]"
+            image_id, file_name, segments = _require(annotation, ("image_id", "file_name", "segments_info"), where)
+            if not self._wanted(image_id):
+                continue
+            photo = _listed(photos, image_id, where)
+            file = self._panoptic_dir / file_name
+            if not file.is_file():
+                raise ValueError(f"{where}: key 'file_name' names {file}, which is not a file; check panoptic_dir.")
+            photo["panoptic"] = file
+            for segment_number, segment in enumerate(segments):
+                segment_where = f"{where}: segments_info[{segment_number}]"
+                segment_id, category, area = _require(segment, ("id", "category_id", "area"), segment_where)
+                name = _look_up(names, category, segment_where)
+                if category in things and image_id in with_instances:
+                    continue
+                if segment.get("iscrowd"):
+                    self.rejected["crowd"] += 1
+                    photo["grouped"].add(name)
+                else:
+                    self._add_region(photo, name, segment_id, area)
+
+    def _wanted(self, image_id: int) -> bool:
+        return self._image_ids is None or image_id in self._image_ids
+
+    def _add_photos(self, content: dict[str, Any], path: Path, photos: dict[int, dict[str, Any]]) -> None:
+        for number, entry in enumerate(content["images"]):
+            where = f"{path}: images[{number}]"
+            image_id, file_name, width, height = _require(entry, ("id", "file_name", "width", "height"), where)
+            if image_id in photos or not self._wanted(image_id):
+                continue
+            if not (self.image_dir / file_name).is_file():
+                raise ValueError(
+                    f"{where}: key 'file_name' names {self.image_dir / file_name}, which is not a file; check image_dir."
+                )
+            photos[image_id] = {
+                "file": self.image_dir / file_name,
+                "image_id": str(image_id),
+                "width": width,
+                "height": height,
+                "captions": [],
+                "regions": [],
+                "grouped": set(),
+                "panoptic": None,
+            }
+
+    def _add_region(self, photo: dict[str, Any], category: str, mask: Any, area: float) -> None:
+        if area == 0:
+            self.rejected["empty"] += 1
+            return
+        accepted = area >= self._min_area_fraction * photo["width"] * photo["height"]
+        if not accepted:
+            self.rejected["too small"] += 1
+        photo["regions"].append({"category": category, "mask": mask, "accepted": accepted})
+
+    def _read_captions(self, path: Path, photos: dict[int, dict[str, Any]]) -> None:
+        content = _read_coco(path, ("annotations",))
+        for number, annotation in enumerate(content["annotations"]):
+            image_id, caption = _require(annotation, ("image_id", "caption"), f"{path}: annotations[{number}]")
+            if image_id in photos:
+                photos[image_id]["captions"].append(" ".join(caption.split()))
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, index: int) -> RegionSample:
+        photo = self._photos[index]
+        image = _open_image(photo["file"], photo["width"], photo["height"], "its annotation file")
+        panoptic = None if photo["panoptic"] is None else _open_panoptic(photo)
+        regions = photo["regions"] if self.compose_texts else [r for r in photo["regions"] if r["accepted"]]
+        masks = [
+            panoptic == region["mask"] if isinstance(region["mask"], int) else region["mask"] for region in regions
+        ]
+        for region, mask in zip(regions, masks):
+            if isinstance(mask, np.ndarray) and not mask.any():
+                raise ValueError(
+                    f"{photo['panoptic']} holds no pixel of segment {region['mask']}, which its JSON lists."
+                )
+        categories = [region["category"] for region in regions]
+        if self.compose_texts:
+            shape = (photo["height"], photo["width"])
+            decoded = [
+                to_mask(mask, *shape, f"mask of region {i} of {photo['file']}") >= 0.5 for i, mask in enumerate(masks)
+            ]
+            descriptions = describe_regions(image, decoded, categories, photo["grouped"])
+            texts = [description.text for description in descriptions]
+            object_texts = [description.object_text for description in descriptions]
+        else:
+            texts = object_texts = [noun_of(category).phrase() for category in categories]
+        kept = [i for i, region in enumerate(regions) if region["accepted"]]
+        return {
+            "image": image,
+            "image_id": photo["image_id"],
+            "captions": list(photo["captions"]),
+            "masks": [masks[i] for i in kept],
+            "texts": [texts[i] for i in kept],
+            "object_texts": [object_texts[i] for i in kept],
+            "categories": [categories[i] for i in kept],
+        }
+
+
+def write_region_jsonl(records: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Writes records for `RegionJsonlDataset`: all of them, or, if one is wrong or writing fails, none.
+
+    An existing file is replaced only once the new one is complete.
+
+    Args:
+        records: Records as in the docstring of `RegionJsonlDataset`.
+        path: File to write. Its folder must exist.
+
+    Raises:
+        ValueError: If a record is not valid; names its position, the key and what is accepted. Image files are not
+            looked for.
+    """
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        temporary = Path(file.name)
+        try:
+            for number, record in enumerate(records):
+                _check_record(record, f"records[{number}]")
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink()
+            raise
+    # A temporary file is private to its owner; the data set is meant to be read like any other file.
+    temporary.chmod(0o644)
+    temporary.replace(path)
+
+
+def _check_record(record: Any, where: str) -> None:
+    _check_keys(record, _RECORD_KEYS, where)
+    for key in ("width", "height"):
+        if record[key] < 1:
+            raise ValueError(f"{where}: key {key!r} is {record[key]}; accepted is {_RECORD_KEYS[key][1]}.")
+    for number, caption in enumerate(record.get("captions", [])):
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(f"{where}: captions[{number}] is {caption!r}; a caption is a non-empty string.")
+    for number, region in enumerate(record["regions"]):
+        region_where = f"{where}: regions[{number}]"
+        _check_keys(region, _REGION_KEYS, region_where)
+        for key in ("text", "object_text"):
+            if region.get(key) is not None and not region[key].strip():
+                raise ValueError(f"{region_where}: key {key!r} is empty; accepted is {_REGION_KEYS[key][1]}.")
+        mask, size = region["mask"], [record["height"], record["width"]]
+        if not _is_segmentation(mask):
+            raise ValueError(f"{region_where}: key 'mask' is not a mask; accepted is {_REGION_KEYS['mask'][1]}.")
+        if isinstance(mask, dict) and mask["size"] != size:
+            raise ValueError(
+                f"{region_where}: key 'mask' has size {mask['size']}, but the image has [height, width] = {size}; "
+                f"a mask is given at the size of its image."
+            )
+
+
+def _check_keys(item: Any, keys: dict[str, tuple[Any, str, bool]], where: str) -> None:
+    if not isinstance(item, Mapping):
+        raise ValueError(f"{where} is a {type(item).__name__}; accepted is an object with the keys {sorted(keys)}.")
+    for key in item:
+        if key not in keys:
+            raise ValueError(f"{where}: key {key!r} is unknown; accepted are {sorted(keys)}.")
+    for key, (kind, accepted, required) in keys.items():
+        if key not in item:
+            if required:
+                raise ValueError(f"{where}: key {key!r} is missing; it is {accepted}.")
+        elif not isinstance(item[key], kind) or isinstance(item[key], bool):
+            raise ValueError(f"{where}: key {key!r} is {item[key]!r}; accepted is {accepted}.")
+
+
+def _is_segmentation(mask: Any) -> bool:
+    if isinstance(mask, Mapping):
+        return {"size", "counts"} <= mask.keys()
+    return mask == [] or is_polygons(mask)
+
+
+def _mask_area(mask: Any, height: int, width: int) -> int:
+    if isinstance(mask, list):
+        return int(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(mask, height, width)))) if mask else 0
+    return int(
+        coco_mask.area(coco_mask.frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask)
+    )
+
+
+def _read_coco(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(content, dict) or not set(keys) <= content.keys():
+        raise ValueError(f"{path} is no COCO annotation file: it needs an object with the keys {list(keys)}.")
+    return content
+
+
+def _category_names(content: dict[str, Any], path: Path) -> dict[int, str]:
+    pairs = [_require(c, ("id", "name"), f"{path}: categories[{i}]") for i, c in enumerate(content["categories"])]
+    return dict(pairs)
+
+
+def _listed(photos: dict[int, dict[str, Any]], image_id: int, where: str) -> dict[str, Any]:
+    if image_id not in photos:
+        raise ValueError(f"{where}: key 'image_id' is {image_id}, which 'images' does not list.")
+    return photos[image_id]
+
+
+def _look_up(names: dict[int, str], category: int, where: str) -> str:
+    if category not in names:
+        raise ValueError(f"{where}: key 'category_id' is {category}, which 'categories' does not list.")
+    return names[category]
+
+
+def _require(item: dict[str, Any], keys: tuple[str, ...], where: str) -> list[Any]:
+    for key in keys:
+        if key not in item:
+            raise ValueError(f"{where}: key {key!r} is missing; it has {sorted(item)}.")
+    return [item[key] for key in keys]
+
+
+def _open_image(file: Path, width: int, height: int, source: str) -> Image.Image:
+    # The image's own orientation tag is not applied: masks are drawn on the pixels as stored, as COCO's are.
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
+    if image.size != (width, height):
+        raise ValueError(
+            f"{file} is {image.width} pixels wide and {image.height} high, but {source} says {width} and {height}."
+        )
+    return image
+
+
+def _open_panoptic(photo: dict[str, Any]) -> np.ndarray:
+    image = _open_image(photo["panoptic"], photo["width"], photo["height"], "the JSON of its photo")
+    red, green, blue = np.moveaxis(np.asarray(image).astype(np.int64), -1, 0)
+    return red + 256 * green + 65536 * blue

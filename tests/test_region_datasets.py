@@ -1,0 +1,290 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Readers of region data: what they yield, what they count as left out, and what they refuse."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from processing_pixclip import (
+    CocoRegionDataset,
+    RegionJsonlDataset,
+    encode_rle,
+    to_mask,
+    write_region_jsonl,
+)
+
+
+WIDTH, HEIGHT = 60, 40
+
+
+def rectangle(x1, y1, x2, y2):
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+def polygon(x1, y1, x2, y2):
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+@pytest.fixture
+def record(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT), (200, 20, 20)).save(tmp_path / "images" / "1.png")
+    return {
+        "image": "images/1.png",
+        "image_id": "1",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "captions": ["A red wall in a café."],
+        "regions": [
+            {
+                "mask": encode_rle(rectangle(5, 5, 20, 20)),
+                "category": "kite",
+                "object_text": "a red kite",
+                "text": "A red kite on a red wall.",
+                "text_source": "written",
+            },
+            {"mask": polygon(30, 10, 50, 30), "text": "Part of a red wall."},
+        ],
+    }
+
+
+def write_lines(tmp_path, *records):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in records) + "\n", encoding="utf-8")
+    return path
+
+
+def test_jsonl_round_trip(tmp_path, record):
+    write_region_jsonl([record], tmp_path / "data.jsonl")
+    dataset = RegionJsonlDataset(tmp_path / "data.jsonl")
+    assert len(dataset) == 1
+    sample = dataset[0]
+    assert sample["image"].mode == "RGB" and sample["image"].size == (WIDTH, HEIGHT)
+    assert sample["image_id"] == "1" and sample["captions"] == ["A red wall in a café."]
+    assert sample["texts"] == ["A red kite on a red wall.", "Part of a red wall."]
+    assert sample["object_texts"] == ["a red kite", None] and sample["categories"] == ["kite", None]
+    assert sample["masks"] == [region["mask"] for region in record["regions"]]
+    np.testing.assert_array_equal(to_mask(sample["masks"][0], HEIGHT, WIDTH) > 0.5, rectangle(5, 5, 20, 20))
+
+
+def test_jsonl_takes_another_image_root_and_blank_lines(tmp_path, record):
+    (tmp_path / "texts").mkdir()
+    path = tmp_path / "texts" / "data.jsonl"
+    path.write_text("\n" + json.dumps(record) + "\n\n")
+    assert RegionJsonlDataset(path, image_root=tmp_path)[0]["image_id"] == "1"
+    with pytest.raises(ValueError, match=r"line 2: key 'image' names .*check image_root"):
+        RegionJsonlDataset(path)
+
+
+def change(record, *keys, value=None, delete=False):
+    changed = json.loads(json.dumps(record))
+    item = changed
+    for key in keys[:-1]:
+        item = item[key]
+    if delete:
+        del item[keys[-1]]
+    else:
+        item[keys[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    "keys, options, message",
+    [
+        (("image",), {"delete": True}, "line 2: key 'image' is missing"),
+        (("image",), {"value": "images/2.png"}, "line 2: key 'image' names .*2.png, which is not a file"),
+        (("image_id",), {"value": 1}, "line 2: key 'image_id' is 1; accepted is a string"),
+        (("width",), {"value": True}, "line 2: key 'width' is True"),
+        (("height",), {"value": 0}, "line 2: key 'height' is 0"),
+        (("captions",), {"value": "A wall."}, "line 2: key 'captions' is 'A wall.'"),
+        (("captions",), {"value": ["A wall.", " "]}, r"line 2: captions\[1\]"),
+        (("regions",), {"delete": True}, "line 2: key 'regions' is missing"),
+        (("regions",), {"value": {}}, "line 2: key 'regions'"),
+        (("regions", 1, "text"), {"delete": True}, r"line 2: regions\[1\]: key 'text' is missing"),
+        (("regions", 1, "text"), {"value": " "}, r"line 2: regions\[1\]: key 'text' is empty"),
+        (("regions", 0, "object_text"), {"value": ""}, r"line 2: regions\[0\]: key 'object_text' is empty"),
+        (("regions", 0, "mask"), {"value": "abc"}, r"line 2: regions\[0\]: key 'mask' is 'abc'"),
+        (("regions", 0, "mask"), {"value": {"size": [1, 1]}}, r"line 2: regions\[0\]: key 'mask' is not a mask"),
+        (("regions", 0, "mask", "size"), {"value": [WIDTH, HEIGHT]}, r"regions\[0\]: key 'mask' has size \[60, 40\]"),
+        (("regions", 0, "txet"), {"value": "A kite."}, r"line 2: regions\[0\]: key 'txet' is unknown"),
+    ],
+)
+def test_jsonl_names_line_and_key(tmp_path, record, keys, options, message):
+    path = write_lines(tmp_path, record, change(record, *keys, **options))
+    with pytest.raises(ValueError, match=message) as error:
+        RegionJsonlDataset(path)
+    assert str(path) in str(error.value)
+
+
+def test_jsonl_that_is_not_json_or_empty(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("{'image': 1}\n")
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        RegionJsonlDataset(path)
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match="line 1 is a list"):
+        RegionJsonlDataset(path)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="holds no record"):
+        RegionJsonlDataset(path)
+
+
+def test_image_file_of_another_size_is_an_error(tmp_path, record):
+    dataset = RegionJsonlDataset(write_lines(tmp_path, record))
+    Image.new("RGB", (WIDTH, HEIGHT + 1)).save(tmp_path / "images" / "1.png")
+    with pytest.raises(ValueError, match="1.png is 60 pixels wide and 41 high"):
+        dataset[0]
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, record):
+    path = tmp_path / "data.jsonl"
+    write_region_jsonl([record], path)
+    before = path.read_bytes()
+    files = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"records\[1\]: key 'width' is missing"):
+        write_region_jsonl([change(record, "image_id", value="2"), change(record, "width", delete=True)], path)
+    assert path.read_bytes() == before and sorted(tmp_path.iterdir()) == files
+
+
+CATEGORIES = [
+    {"id": 1, "name": "person", "isthing": 1},
+    {"id": 2, "name": "kite", "isthing": 1},
+    {"id": 3, "name": "grass-merged", "isthing": 0},
+]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Photo 1 with instances and panoptic, photo 2 with panoptic only, photo 3 with a crowd only."""
+    images = [{"id": i, "file_name": f"{i}.png", "width": WIDTH, "height": HEIGHT} for i in (1, 2, 3)]
+    for entry, colour in zip(images, [(200, 20, 20), (20, 20, 200), (0, 0, 0)]):
+        Image.new("RGB", (WIDTH, HEIGHT), colour).save(tmp_path / entry["file_name"])
+    crowd = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * 10, HEIGHT * (WIDTH - 10)]}
+    annotations = [
+        {"image_id": 1, "category_id": 1, "segmentation": polygon(5, 5, 20, 30)},
+        {"image_id": 1, "category_id": 1, "segmentation": encode_rle(rectangle(30, 5, 45, 30))},
+        {"image_id": 1, "category_id": 2, "segmentation": polygon(50, 5, 52, 6)},
+        {"image_id": 1, "category_id": 2, "segmentation": [[1, 2, 3, 4]]},
+        {"image_id": 1, "category_id": 2, "segmentation": []},
+        {"image_id": 1, "category_id": 1, "segmentation": crowd, "iscrowd": 1},
+        {"image_id": 3, "category_id": 1, "segmentation": crowd, "iscrowd": 1},
+    ]
+    instances = {"images": [images[0], images[2]], "annotations": annotations, "categories": CATEGORIES[:2]}
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+
+    (tmp_path / "panoptic").mkdir()
+    segments = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    segments[20:] = (44, 1, 0)
+    segments[:10, :20] = (7, 0, 2)
+    for i in (1, 2):
+        Image.fromarray(segments).save(tmp_path / "panoptic" / f"{i}.png")
+    segments_info = [
+        {"id": 44 + 256, "category_id": 3, "area": 1200, "iscrowd": 0},
+        {"id": 7 + 2 * 65536, "category_id": 2, "area": 200, "iscrowd": 0},
+    ]
+    panoptic = {
+        "images": images[:2],
+        "annotations": [{"image_id": i, "file_name": f"{i}.png", "segments_info": segments_info} for i in (1, 2)],
+        "categories": CATEGORIES,
+    }
+    (tmp_path / "panoptic.json").write_text(json.dumps(panoptic))
+    captions = {"annotations": [{"image_id": 1, "caption": "Two people.\n"}, {"image_id": 9, "caption": "Else."}]}
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    return tmp_path
+
+
+def read_coco(folder, **options):
+    options = {"instances_file": folder / "instances.json", "panoptic_file": folder / "panoptic.json", **options}
+    return CocoRegionDataset(folder, **options)
+
+
+def test_coco_things_from_instances_stuff_from_panoptic(coco):
+    dataset = read_coco(coco, captions_file=coco / "captions.json", min_area_fraction=0.01)
+    first, second = dataset[0], dataset[1]
+    assert len(dataset) == 2
+    assert first["categories"] == ["person", "person", "grass-merged"] and first["captions"] == ["Two people."]
+    assert second["categories"] == ["grass-merged", "kite"] and second["captions"] == []
+    np.testing.assert_array_equal(second["masks"][0], rectangle(0, 20, WIDTH, HEIGHT))
+    np.testing.assert_array_equal(second["masks"][1], rectangle(0, 0, 20, 10))
+    assert first["masks"][0] == polygon(5, 5, 20, 30)
+
+
+def test_coco_counts_what_it_leaves_out(coco):
+    expected = {"crowd": 2, "too small": 1, "degenerate polygon": 1, "empty": 1, "photo without region": 1}
+    assert read_coco(coco, min_area_fraction=0.01).rejected == Counter(expected)
+
+
+def test_coco_texts_are_composed_with_regard_to_crowds_and_small_regions(coco):
+    sample = read_coco(coco, min_area_fraction=0.01)[0]
+    assert "first of two people from the left, not counting a larger group of people" in sample["texts"][0]
+    assert sample["object_texts"][2] == "red grass"
+    assert len(sample["texts"]) == len(sample["masks"]) == 3
+
+
+def test_coco_without_composed_texts(coco):
+    sample = read_coco(coco, compose_texts=False, min_area_fraction=0.01)[0]
+    assert sample["texts"] == sample["object_texts"] == ["a person", "a person", "grass"]
+    assert len(sample["masks"]) == 3
+
+
+def test_coco_instances_only_and_chosen_photos(coco):
+    assert len(read_coco(coco, panoptic_file=None)) == 1
+    dataset = read_coco(coco, image_ids=[2])
+    assert [dataset[i]["image_id"] for i in range(len(dataset))] == ["2"] and not dataset.rejected
+
+
+def edit(path, change_content):
+    content = json.loads(path.read_text())
+    change_content(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "file, change_content, message",
+    [
+        ("instances", lambda c: c.pop("images"), "no COCO annotation file"),
+        (
+            "instances",
+            lambda c: c["annotations"][1].pop("segmentation"),
+            r"annotations\[1\]: key 'segmentation' is mis",
+        ),
+        (
+            "instances",
+            lambda c: c["annotations"][1].update(category_id=8),
+            r"annotations\[1\]: key 'category_id' is 8",
+        ),
+        ("instances", lambda c: c["annotations"][1].update(image_id=8), r"annotations\[1\]: key 'image_id' is 8"),
+        ("instances", lambda c: c["annotations"][1].update(segmentation=3), r"annotations\[1\]: key 'segmentation'"),
+        (
+            "instances",
+            lambda c: c["images"][0].update(file_name="x.png"),
+            r"images\[0\]: key 'file_name' names .*x.png",
+        ),
+        ("panoptic", lambda c: c["annotations"][1].update(file_name="x.png"), r"annotations\[1\].*check panoptic_dir"),
+        ("panoptic", lambda c: c["annotations"][0]["segments_info"][1].pop("id"), r"segments_info\[1\]: key 'id'"),
+    ],
+)
+def test_coco_names_file_and_item(coco, file, change_content, message):
+    path = coco / f"{file}.json"
+    edit(path, change_content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_coco(coco)
+    assert str(path) in str(error.value)
+
+
+def test_coco_segment_that_its_png_does_not_hold(coco):
+    edit(coco / "panoptic.json", lambda c: c["annotations"][0]["segments_info"][0].update(id=5))
+    with pytest.raises(ValueError, match="no pixel of segment 5"):
+        read_coco(coco)[0]
+
+
+def test_coco_needs_regions_and_a_share(coco):
+    with pytest.raises(ValueError, match="neither instances_file nor panoptic_file"):
+        CocoRegionDataset(coco)
+    with pytest.raises(ValueError, match="min_area_fraction is 1"):
+        read_coco(coco, min_area_fraction=1)
