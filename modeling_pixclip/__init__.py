@@ -10,7 +10,17 @@ from transformers import (
     AutoProcessor,
 )
 
-from processing_pixclip import PixCLIPImageProcessor, PixCLIPProcessor
+from processing_pixclip import (
+    CocoRegionDataset,
+    EvaluationRegions,
+    PixCLIPDataCollator,
+    PixCLIPImageProcessor,
+    PixCLIPProcessor,
+    RegionAugmentation,
+    RegionJsonlDataset,
+    describe_region,
+    describe_regions,
+)
 
 from .configuration_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConfig
 from .losses import contrastive_loss, cosine_distance
@@ -18,6 +28,7 @@ from .modeling_pixclip import PixCLIPForPreTraining, PixCLIPModel, PixCLIPOutput
 from .modeling_text_pixclip import PixCLIPTextModel, PixCLIPTextModelOutput
 from .modeling_vision_pixclip import PixCLIPVisionModel, PixCLIPVisionModelOutput, PixCLIPVisionModelWithProjection
 from .region_pooling import mask_pool, roi_align
+from .text_embedding_cache import TextEmbeddingCache
 from .trainer_callbacks import LossTermsCallback
 
 
@@ -41,8 +52,11 @@ PixCLIPImageProcessor.register_for_auto_class()
 PixCLIPProcessor.register_for_auto_class()
 
 __all__ = [
+    "CocoRegionDataset",
+    "EvaluationRegions",
     "LossTermsCallback",
     "PixCLIPConfig",
+    "PixCLIPDataCollator",
     "PixCLIPForPreTraining",
     "PixCLIPImageProcessor",
     "PixCLIPModel",
@@ -56,8 +70,13 @@ __all__ = [
     "PixCLIPVisionModel",
     "PixCLIPVisionModelOutput",
     "PixCLIPVisionModelWithProjection",
+    "RegionAugmentation",
+    "RegionJsonlDataset",
+    "TextEmbeddingCache",
     "contrastive_loss",
     "cosine_distance",
+    "describe_region",
+    "describe_regions",
     "mask_pool",
     "roi_align",
 ]

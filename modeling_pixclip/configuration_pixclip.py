@@ -7,7 +7,10 @@ from typing import ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 
 @strict
@@ -56,13 +59,10 @@ class PixCLIPVisionConfig(PreTrainedConfig):
         initializer_factor (`float`, *optional*, defaults to 1.0): Scale of all initial weights.
 
     Example:
-
-    ```python
-    >>> from modeling_pixclip import PixCLIPVisionConfig, PixCLIPVisionModel
-
-    >>> config = PixCLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
-    >>> model = PixCLIPVisionModel(config)
-    ```"""
+        >>> from modeling_pixclip import PixCLIPVisionConfig, PixCLIPVisionModel
+        >>> config = PixCLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
+        >>> model = PixCLIPVisionModel(config)
+    """
 
     model_type = "pixclip_vision_model"
     base_config_key = "vision_config"
@@ -103,6 +103,9 @@ class PixCLIPVisionConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`: checks that fields fit each other."""
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
@@ -114,8 +117,8 @@ class PixCLIPVisionConfig(PreTrainedConfig):
                 f"({self.hidden_size}) / num_attention_heads ({self.num_attention_heads}) = "
                 f"{self.hidden_size // self.num_attention_heads}."
             )
-        sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
-        if len(sides) > 2 or any(side <= 0 or side % self.patch_size for side in sides):
+        sides = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        if len(sides) != 2 or any(side <= 0 or side % self.patch_size for side in sides):
             raise ValueError(
                 f"image_size ({self.image_size}) must be one side or (height, width), each a positive multiple of "
                 f"patch_size ({self.patch_size})."
@@ -136,7 +139,7 @@ class PixCLIPTextConfig(PreTrainedConfig):
             to `backbone_config.is_causal`, so a checkpoint describes itself. Only backbones that are causal language
             models are concerned: encoders already are bidirectional, CLIP's text tower stays causal.
         pooling (`"mean"`, `"last"`, `"first"` or `"eos"`, *optional*, defaults to `"mean"`): Mean over `pooling_mask`,
-            its last or first position, or the first end-of-text token.
+            its last or first position, or its first end-of-text token.
         normalize_pooled (`bool`, *optional*, defaults to `True`): L2-normalise the pooled vector before the projection.
         projection_type (`"adapter"` or `"linear"`, *optional*, defaults to `"adapter"`): The paper's adapter (residual
             LayerNorm-Linear-GELU-Linear blocks, LayerNorm, Linear), or one linear layer.
@@ -149,15 +152,12 @@ class PixCLIPTextConfig(PreTrainedConfig):
         initializer_factor (`float`, *optional*, defaults to 1.0): Scale of the projection's initial weights.
 
     Example:
-
-    ```python
-    >>> from transformers import Qwen3Config
-    >>> from modeling_pixclip import PixCLIPTextConfig
-
-    >>> config = PixCLIPTextConfig(backbone_config=Qwen3Config(hidden_size=64, num_hidden_layers=2), projection_dim=32)
-    >>> config.hidden_size, config.backbone_config.is_causal
-    (64, False)
-    ```"""
+        >>> from transformers import Qwen3Config
+        >>> from modeling_pixclip import PixCLIPTextConfig
+        >>> config = PixCLIPTextConfig(backbone_config=Qwen3Config(hidden_size=64, num_hidden_layers=2), projection_dim=32)
+        >>> config.hidden_size, config.backbone_config.is_causal
+        (64, False)
+    """
 
     model_type = "pixclip_text_model"
     base_config_key = "text_config"
@@ -192,8 +192,9 @@ class PixCLIPTextConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        # CLIP's text tower reads `is_causal` in its mask but not in its attention: touching it there breaks it.
-        if self.backbone_config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        # CLIP's text tower and BERT's kin read `is_causal` in one of mask and attention only: there it breaks them.
+        model_type = self.backbone_config.model_type
+        if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
             self.backbone_config.is_causal = not self.bidirectional
 
     @property
@@ -245,14 +246,11 @@ class PixCLIPConfig(PreTrainedConfig):
         local_stop_gradient (`bool`, *optional*, defaults to `True`): Keep `local` from training the crop's embedding.
 
     Example:
-
-    ```python
-    >>> from modeling_pixclip import PixCLIPConfig
-
-    >>> config = PixCLIPConfig(projection_dim=256, vision_config={"patch_size": 32}, local_weight=0.5)
-    >>> config.vision_config.projection_dim, config.text_config.projection_dim
-    (256, 256)
-    ```"""
+        >>> from modeling_pixclip import PixCLIPConfig
+        >>> config = PixCLIPConfig(projection_dim=256, vision_config={"patch_size": 32}, local_weight=0.5)
+        >>> config.vision_config.projection_dim, config.text_config.projection_dim
+        (256, 256)
+    """
 
     model_type = "pixclip"
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
@@ -298,10 +296,10 @@ class PixCLIPConfig(PreTrainedConfig):
                     f"{name}.projection_dim ({getattr(self, name).projection_dim}) must equal projection_dim "
                     f"({self.projection_dim}): both towers map to one space. Set one of them to the other's value."
                 )
-        if math.exp(self.logit_scale_init_value) > self.logit_scale_max:
+        if self.logit_scale_max <= 0 or self.logit_scale_init_value > math.log(self.logit_scale_max):
             raise ValueError(
-                f"logit_scale_init_value ({self.logit_scale_init_value}, a scale of "
-                f"{math.exp(self.logit_scale_init_value):.4g}) must not exceed logit_scale_max ({self.logit_scale_max})."
+                f"logit_scale_init_value ({self.logit_scale_init_value}) must not exceed the logarithm of "
+                f"logit_scale_max ({self.logit_scale_max}), which must be positive."
             )
         weights = (self.global_weight, self.crop_weight, self.local_weight)
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights):

@@ -27,15 +27,12 @@ def contrastive_loss(
         `torch.Tensor`: Scalar, mean over both directions.
 
     Example:
-
-    ```python
-    >>> import torch
-    >>> from modeling_pixclip import contrastive_loss
-
-    >>> embeds = torch.eye(4)
-    >>> float(contrastive_loss(embeds, embeds, torch.tensor(100.0)))
-    0.0
-    ```"""
+        >>> import torch
+        >>> from modeling_pixclip import contrastive_loss
+        >>> embeds = torch.eye(4)
+        >>> float(contrastive_loss(embeds, embeds, torch.tensor(100.0)))
+        0.0
+    """
     logits = logit_scale * image_embeds @ text_embeds.T
     if text_index is None:
         targets = torch.arange(len(logits), device=logits.device)
@@ -55,6 +52,12 @@ def cosine_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
 
     Returns:
         `torch.Tensor`: Scalar in 0..2.
+
+    Example:
+        >>> import torch
+        >>> from modeling_pixclip import cosine_distance
+        >>> float(cosine_distance(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])))
+        0.5
     """
     return 1 - nn.functional.cosine_similarity(student, teacher, dim=-1).mean()
 

@@ -22,6 +22,7 @@ from .modeling_vision_pixclip import (
     PixCLIPVisionModel,
     PixCLIPVisionModelOutput,
     PixCLIPVisionModelWithProjection,
+    initial_stds,
 )
 from .region_pooling import mask_pool, roi_align
 
@@ -56,6 +57,15 @@ class PixCLIPOutput(ModelOutput):
 
 
 class PixCLIPPreTrainedModel(PreTrainedModel):
+    """
+    Base of [`PixCLIPModel`] and [`PixCLIPForPreTraining`]: initial weights, and saving with the code beside the weights.
+
+    Example:
+        >>> from modeling_pixclip import PixCLIPForPreTraining, PixCLIPPreTrainedModel
+        >>> issubclass(PixCLIPForPreTraining, PixCLIPPreTrainedModel)
+        True
+    """
+
     config: PixCLIPConfig
     base_model_prefix = "pixclip"
     input_modalities = ("image", "text")
@@ -71,9 +81,9 @@ class PixCLIPPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, PixCLIPModel):
-            vision = module.config.vision_config
-            init.normal_(module.visual_projection.weight, std=vision.hidden_size**-0.5 * vision.initializer_factor)
             init.constant_(module.logit_scale, module.config.logit_scale_init_value)
+        elif hasattr(module, "init_std"):
+            init.normal_(module.weight, std=module.init_std)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         if self.is_remote_code():
@@ -87,24 +97,21 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
     PixCLIP: embeds image regions, given as masks, and long texts into one space.
 
     Example:
-
-    ```python
-    >>> import torch
-    >>> from transformers import LlamaConfig
-    >>> from modeling_pixclip import PixCLIPConfig, PixCLIPModel
-
-    >>> text = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    >>> vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    >>> model = PixCLIPModel(PixCLIPConfig(vision_config=vision, text_config={"backbone_config": text}))
-    >>> outputs = model(
-    ...     pixel_values=torch.randn(1, 3, 224, 224),
-    ...     mask_values=torch.randn(2, 1, 224, 224),
-    ...     region_image_index=torch.tensor([0, 0]),
-    ...     input_ids=torch.tensor([[5, 6, 7]]),
-    ... )
-    >>> outputs.logits_per_image.shape
-    torch.Size([2, 1])
-    ```"""
+        >>> import torch
+        >>> from transformers import LlamaConfig
+        >>> from modeling_pixclip import PixCLIPConfig, PixCLIPModel
+        >>> text = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+        >>> vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> model = PixCLIPModel(PixCLIPConfig(vision_config=vision, text_config={"backbone_config": text}))
+        >>> outputs = model(
+        ...     pixel_values=torch.randn(1, 3, 224, 224),
+        ...     mask_values=torch.randn(2, 1, 224, 224),
+        ...     region_image_index=torch.tensor([0, 0]),
+        ...     input_ids=torch.tensor([[5, 6, 7]]),
+        ... )
+        >>> outputs.logits_per_image.shape
+        torch.Size([2, 1])
+    """
 
     def __init__(self, config: PixCLIPConfig):
         super().__init__(config)
@@ -114,13 +121,14 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
         self.visual_projection = nn.Linear(
             vision_config.hidden_size, config.projection_dim, bias=vision_config.projection_bias
         )
+        self.visual_projection.init_std = initial_stds(vision_config)[0]
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
 
     @classmethod
     def from_vision_text_pretrained(
         cls,
-        vision: str,
+        vision: "str | PixCLIPVisionConfig",
         text: str,
         *,
         text_kwargs: dict[str, Any] | None = None,
@@ -134,12 +142,13 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
         those of the parent until training changes them. The text adapter is new.
 
         Args:
-            vision (`str`): Folder or Hub id of a CLIP model, its vision tower, or a PixCLIP model.
+            vision (`str` or [`PixCLIPVisionConfig`]): Folder or Hub id of a CLIP model, its vision tower with
+                projection, or a PixCLIP model; or the configuration of a vision tower that starts from scratch.
             text (`str`): Folder or Hub id of a text backbone.
             text_kwargs (`dict`, *optional*): Fields of [`PixCLIPTextConfig`], e.g. `{"pooling": "last"}`.
             vision_kwargs (`dict`, *optional*): Fields of [`PixCLIPVisionConfig`] that leave the parent's weights valid,
                 e.g. `{"mask_patch_bias": True}`.
-            **config_kwargs: Fields of [`PixCLIPConfig`]; `projection_dim` is that of the vision checkpoint.
+            **config_kwargs: Fields of [`PixCLIPConfig`]; `projection_dim` is that of the vision tower.
 
         Returns:
             [`PixCLIPModel`]: In float32 and eval mode.
@@ -148,20 +157,19 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
             ValueError: If `vision` is of another type, or its tensors do not fill the tower.
 
         Example:
-
-        ```python
-        >>> from modeling_pixclip import PixCLIPModel
-
-        >>> model = PixCLIPModel.from_vision_text_pretrained(
-        ...     "openai/clip-vit-base-patch16", "HuggingFaceTB/SmolLM2-135M-Instruct"
-        ... )  # doctest: +SKIP
-        ```"""
+            >>> from modeling_pixclip import PixCLIPModel
+            >>> model = PixCLIPModel.from_vision_text_pretrained(
+            ...     "openai/clip-vit-base-patch16", "HuggingFaceTB/SmolLM2-135M-Instruct"
+            ... )  # doctest: +SKIP
+        """
         if "projection_dim" in config_kwargs:
             raise ValueError(
-                f"projection_dim ({config_kwargs['projection_dim']}) follows from the vision checkpoint {vision!r}; "
-                "leave it out."
+                f"projection_dim ({config_kwargs['projection_dim']}) follows from the vision tower; leave it out."
             )
-        vision_config, vision_state = _load_vision(vision, vision_kwargs or {})
+        if isinstance(vision, PixCLIPVisionConfig):
+            vision_config, vision_state = PixCLIPVisionConfig(**{**vision.to_dict(), **(vision_kwargs or {})}), None
+        else:
+            vision_config, vision_state = _load_vision(vision, vision_kwargs or {})
         backbone = AutoModel.from_pretrained(text, dtype=torch.float32)
         text_config = PixCLIPTextConfig(
             backbone_config=backbone.config.to_dict(),
@@ -174,7 +182,13 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
             **config_kwargs,
         )
         model = cls(config)
-        missing, unexpected = model.load_state_dict(vision_state, strict=False)
+        if vision_state is not None:
+            model._load_vision_state(vision_state, vision)
+        model.text_model.backbone.load_state_dict(backbone.state_dict())
+        return model.eval()
+
+    def _load_vision_state(self, state: dict[str, torch.Tensor], name: str):
+        missing, unexpected = self.load_state_dict(state, strict=False)
         missing = [
             key
             for key in missing
@@ -182,10 +196,8 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
         ]
         if missing or unexpected:
             raise ValueError(
-                f"The vision checkpoint {vision!r} does not fit the tower: missing {missing}, unexpected {unexpected}."
+                f"The vision checkpoint {name!r} does not fit the tower: missing {missing}, unexpected {unexpected}."
             )
-        model.text_model.backbone.load_state_dict(backbone.state_dict())
-        return model.eval()
 
     def _inverse_temperature(self) -> torch.Tensor:
         return self.logit_scale.clamp(max=math.log(self.config.logit_scale_max)).exp()
@@ -419,6 +431,24 @@ class PixCLIPForPreTraining(PixCLIPModel):
     A branch of weight 0 is removed, one whose inputs are absent from a batch is skipped. Pooling, teacher,
     stop-gradient and weights are fields of [`PixCLIPConfig`]; the paper does not state them publicly.
     Checkpoints are the same as [`PixCLIPModel`]'s. Trains with the plain [`Trainer`] and `PixCLIPDataCollator`.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig
+        >>> from modeling_pixclip import PixCLIPConfig, PixCLIPForPreTraining
+        >>> text = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+        >>> vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> model = PixCLIPForPreTraining(PixCLIPConfig(vision_config=vision, text_config={"backbone_config": text}))
+        >>> pixels, masks = torch.randn(2, 3, 224, 224), torch.ones(2, 1, 224, 224)
+        >>> outputs = model(
+        ...     pixel_values=pixels,
+        ...     mask_values=masks,
+        ...     crop_pixel_values=pixels,
+        ...     crop_mask_values=masks,
+        ...     input_ids=torch.tensor([[5, 6], [7, 8]]),
+        ... )
+        >>> sorted(outputs.loss_terms)
+        ['crop', 'global', 'local']
     """
 
     @can_return_tuple
@@ -474,6 +504,7 @@ class PixCLIPForPreTraining(PixCLIPModel):
 
         crop_embeds = None
         if crop_pixel_values is not None and ("crop" in weights or self._needs_teacher(weights)):
+            _check_rows(crop_pixel_values, "crops", len(image_embeds))
             taught = "crop" in weights or not self.config.local_stop_gradient
             with torch.set_grad_enabled(taught and torch.is_grad_enabled()):
                 crops = self.get_image_features(crop_pixel_values, crop_mask_values, return_dict=True, **kwargs)
@@ -484,10 +515,15 @@ class PixCLIPForPreTraining(PixCLIPModel):
             terms["global"] = contrastive_loss(image_embeds, text_embeds, scale, text_index)
         if "crop" in weights and crop_embeds is not None:
             use_object = self.config.crop_text == "object" and object_text_index is not None
-            crop_index = object_text_index if use_object else text_index
+            crop_index = text_index
+            if use_object:
+                crop_index = _pair_index(
+                    object_text_index, len(crop_embeds), len(all_text_embeds), crop_embeds.device, "object_text_index"
+                )
             terms["crop"] = contrastive_loss(crop_embeds, all_text_embeds[crop_index], scale, crop_index)
         regions = {"mask": mask_values, "roi": region_boxes}[self.config.local_pooling]
         if "local" in weights and regions is not None:
+            _check_rows(regions, "mask_values" if regions is mask_values else "region_boxes", len(image_embeds))
             rows = torch.arange(len(regions), device=image_embeds.device)
             pooled = self._pool_dense(
                 vision_outputs.dense_state,
@@ -524,7 +560,14 @@ class PixCLIPForPreTraining(PixCLIPModel):
         return "local" in weights and self.config.local_target == "crop"
 
 
-def _pair_index(index: torch.Tensor | None, rows: int, texts: int, device: torch.device) -> torch.Tensor:
+def _check_rows(values: torch.Tensor, name: str, rows: int):
+    if len(values) != rows:
+        raise ValueError(f"{len(values)} {name} for {rows} image rows; accepted: one a row.")
+
+
+def _pair_index(
+    index: torch.Tensor | None, rows: int, texts: int, device: torch.device, name: str = "region_text_index"
+) -> torch.Tensor:
     """Row of the text batch that belongs to each image row."""
     if index is None:
         if rows != texts:
@@ -534,7 +577,7 @@ def _pair_index(index: torch.Tensor | None, rows: int, texts: int, device: torch
             )
         return torch.arange(rows, device=device)
     if len(index) != rows:
-        raise ValueError(f"region_text_index has {len(index)} entries for {rows} image rows; accepted: one a row.")
+        raise ValueError(f"{name} has {len(index)} entries for {rows} image rows; accepted: one a row.")
     return index
 
 
@@ -542,20 +585,27 @@ def _load_vision(vision: str, fields: dict[str, Any]) -> tuple[PixCLIPVisionConf
     """Configuration and weights (`vision_model.*`, `visual_projection.*`) of a CLIP or PixCLIP checkpoint."""
     config = AutoConfig.from_pretrained(vision)
     if config.model_type in ("clip", "clip_vision_model"):
-        model = CLIPVisionModelWithProjection.from_pretrained(vision, dtype=torch.float32)
-        own = PixCLIPVisionConfig().to_dict()
-        shared = {key: value for key, value in model.config.to_dict().items() if key in own and key != "model_type"}
         if config.model_type == "clip":
             # The composite's projection_dim is the one its weights were made with.
-            shared["projection_dim"] = config.projection_dim
-        return PixCLIPVisionConfig(**{**shared, **fields}), model.state_dict()
-    if config.model_type in ("pixclip", "pixclip_vision_model"):
-        model = PixCLIPVisionModelWithProjection.from_pretrained(vision, dtype=torch.float32)
-        return PixCLIPVisionConfig(**{**model.config.to_dict(), **fields}), model.state_dict()
-    raise ValueError(
-        f"{vision!r} is a checkpoint of type {config.model_type!r}; accepted vision checkpoints: clip, "
-        "clip_vision_model, pixclip, pixclip_vision_model."
-    )
+            config.vision_config.projection_dim = config.projection_dim
+            config = config.vision_config
+        model, info = CLIPVisionModelWithProjection.from_pretrained(
+            vision, config=config, dtype=torch.float32, output_loading_info=True
+        )
+        own = PixCLIPVisionConfig().to_dict()
+        given = {key: value for key, value in config.to_dict().items() if key in own and key != "model_type"}
+    elif config.model_type in ("pixclip", "pixclip_vision_model"):
+        model, info = PixCLIPVisionModelWithProjection.from_pretrained(
+            vision, dtype=torch.float32, output_loading_info=True
+        )
+        given = model.config.to_dict()
+    else:
+        raise ValueError(
+            f"{vision!r} is a checkpoint of type {config.model_type!r}; accepted vision checkpoints: clip, "
+            "clip_vision_model, pixclip, pixclip_vision_model."
+        )
+    state = {key: value for key, value in model.state_dict().items() if key not in info["missing_keys"]}
+    return PixCLIPVisionConfig(**{**given, **fields}), state
 
 
 REMOTE_CODE_MODELS = {

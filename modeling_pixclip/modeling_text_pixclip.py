@@ -42,6 +42,8 @@ class PixCLIPTextAdapterBlock(nn.Module):
         self.layer_norm = nn.LayerNorm(width, eps=config.adapter_layer_norm_eps)
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
+        self.fc1.init_std = width**-0.5 * config.initializer_factor
+        self.fc2.init_std = (inner * 2 * config.adapter_layers) ** -0.5 * config.initializer_factor
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         return embeds + self.fc2(nn.functional.gelu(self.fc1(self.layer_norm(embeds))))
@@ -66,17 +68,14 @@ class PixCLIPTextModel(PreTrainedModel):
     PixCLIP's text tower. The backbone may be any decoder or encoder of Transformers.
 
     Example:
-
-    ```python
-    >>> import torch
-    >>> from transformers import LlamaConfig
-    >>> from modeling_pixclip import PixCLIPTextConfig, PixCLIPTextModel
-
-    >>> backbone = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    >>> model = PixCLIPTextModel(PixCLIPTextConfig(backbone_config=backbone, projection_dim=16))
-    >>> model(input_ids=torch.tensor([[5, 6, 7]])).pooler_output.shape
-    torch.Size([1, 16])
-    ```"""
+        >>> import torch
+        >>> from transformers import LlamaConfig
+        >>> from modeling_pixclip import PixCLIPTextConfig, PixCLIPTextModel
+        >>> backbone = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+        >>> model = PixCLIPTextModel(PixCLIPTextConfig(backbone_config=backbone, projection_dim=16))
+        >>> model(input_ids=torch.tensor([[5, 6, 7]])).pooler_output.shape
+        torch.Size([1, 16])
+    """
 
     config: PixCLIPTextConfig
     base_model_prefix = "text_model"
@@ -94,6 +93,7 @@ class PixCLIPTextModel(PreTrainedModel):
         self.backbone = AutoModel.from_config(config.backbone_config)
         self.adapter = PixCLIPTextAdapter(config) if config.projection_type == "adapter" else nn.Identity()
         self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
+        self.projection.init_std = config.hidden_size**-0.5 * config.initializer_factor
         self.post_init()
         self.freeze_backbone(config.freeze_backbone)
 
@@ -121,13 +121,9 @@ class PixCLIPTextModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        factor = self.config.initializer_factor
-        if isinstance(module, PixCLIPTextAdapterBlock):
-            init.normal_(module.fc1.weight, std=module.fc1.in_features**-0.5 * factor)
-            depth = 2 * self.config.adapter_layers
-            init.normal_(module.fc2.weight, std=(module.fc2.in_features * depth) ** -0.5 * factor)
-        elif isinstance(module, PixCLIPTextModel):
-            init.normal_(module.projection.weight, std=module.projection.in_features**-0.5 * factor)
+        if hasattr(module, "init_std"):
+            # Told by the layer and not set through its parent: parents without parameters of their own are skipped.
+            init.normal_(module.weight, std=module.init_std)
 
     def _check_length(self, length: int):
         limit = getattr(self.config.backbone_config.get_text_config(), "max_position_embeddings", None)
@@ -146,22 +142,23 @@ class PixCLIPTextModel(PreTrainedModel):
         if pooling == "last":
             index = (positions * pooling_mask).argmax(-1)
         elif pooling == "first":
-            index = pooling_mask.argmax(-1)
+            index = pooling_mask.int().argmax(-1)
         else:
-            index = self._eos_positions(input_ids)
+            index = self._eos_positions(input_ids, pooling_mask.bool())
         return states[torch.arange(len(states), device=states.device), index].float()
 
-    def _eos_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def _eos_positions(self, input_ids: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         eos = self.config.backbone_config.eos_token_id
         if eos == 2 and self.config.backbone_config.model_type == "clip_text_model":
             # OpenAI's CLIP configs carry a wrong id; there end of text is the highest one (transformers #24773).
-            return input_ids.argmax(-1)
-        is_eos = torch.isin(input_ids, torch.tensor(eos, device=input_ids.device))
+            return input_ids.masked_fill(~pooled, -1).argmax(-1)
+        # Among pooled tokens only: padding is often the same token, and a chat template ends its other turns with it.
+        is_eos = torch.isin(input_ids, torch.tensor(eos, device=input_ids.device)) & pooled
         if not bool(is_eos.any(-1).all()):
             rows = (~is_eos.any(-1)).nonzero().flatten().tolist()
             raise ValueError(
-                f"pooling='eos' found no end-of-text token (id {eos}) in rows {rows} of input_ids. Let the tokenizer "
-                "add it, or choose another pooling."
+                f"pooling='eos' found no end-of-text token (id {eos}) in rows {rows} of input_ids among the pooled "
+                "tokens. Let the tokenizer add it, or choose another pooling."
             )
         return is_eos.int().argmax(-1)
 

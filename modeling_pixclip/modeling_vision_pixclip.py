@@ -52,6 +52,12 @@ class PixCLIPVisionProjectionOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+def initial_stds(config: PixCLIPVisionConfig) -> tuple[float, float]:
+    """CLIP's standard deviations of initial weights: of a layer as wide as the tower, of one that many blocks add up."""
+    width_std = config.hidden_size**-0.5 * config.initializer_factor
+    return width_std, width_std * (2 * config.num_hidden_layers) ** -0.5
+
+
 class PixCLIPVisionEmbeddings(nn.Module):
     def __init__(self, config: PixCLIPVisionConfig):
         super().__init__()
@@ -62,6 +68,10 @@ class PixCLIPVisionEmbeddings(nn.Module):
         self.mask_patch_embedding = nn.Conv2d(1, width, patch, stride=patch, bias=config.mask_patch_bias)
         rows, columns = config.grid_size
         self.position_embedding = nn.Embedding(1 + rows * columns, width)
+        self.patch_embedding.init_std = config.initializer_range * config.initializer_factor
+        self.position_embedding.init_std = self.patch_embedding.init_std
+        # Zero, so that a fresh model equals its CLIP parent whatever the mask (Alpha-CLIP).
+        self.mask_patch_embedding.init_std = 0.0
 
     def interpolated_positions(self, rows: int, columns: int) -> torch.Tensor:
         """Position table (1 + rows * columns, hidden_size), bicubic where the grid is not the configured one."""
@@ -179,6 +189,9 @@ class PixCLIPVisionAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.inner_layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.sub_layer_norm else None
         self.out_proj = nn.Linear(width, width)
+        self.out_proj.init_std, residual_std = initial_stds(config)
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            projection.init_std = residual_std
 
     def output(self, states: torch.Tensor) -> torch.Tensor:
         return self.out_proj(states if self.inner_layer_norm is None else self.inner_layer_norm(states))
@@ -220,6 +233,8 @@ class PixCLIPVisionMLP(nn.Module):
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        width_std, self.fc2.init_std = initial_stds(config)
+        self.fc1.init_std = width_std * 0.5**0.5
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
@@ -237,6 +252,8 @@ class PixCLIPVisionSwiGLU(nn.Module):
         self.up_proj = nn.Linear(width, inner)
         self.inner_layer_norm = nn.LayerNorm(inner, eps=config.layer_norm_eps) if config.sub_layer_norm else None
         self.down_proj = nn.Linear(inner, width)
+        self.gate_proj.init_std, self.down_proj.init_std = initial_stds(config)
+        self.up_proj.init_std = self.gate_proj.init_std
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         states = self.activation_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
@@ -300,29 +317,11 @@ class PixCLIPVisionPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        config, factor = self.config, self.config.initializer_factor
-        width_std = config.hidden_size**-0.5 * factor
-        residual_std = width_std * (2 * config.num_hidden_layers) ** -0.5
         if isinstance(module, PixCLIPVisionEmbeddings):
-            init.normal_(module.class_embedding, std=width_std)
-            init.normal_(module.patch_embedding.weight, std=config.initializer_range * factor)
-            init.normal_(module.position_embedding.weight, std=config.initializer_range * factor)
-            # Zero, so that a fresh model equals its CLIP parent whatever the mask (Alpha-CLIP).
-            for parameter in module.mask_patch_embedding.parameters():
-                init.zeros_(parameter)
-        elif isinstance(module, PixCLIPVisionAttention):
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                init.normal_(projection.weight, std=residual_std)
-            init.normal_(module.out_proj.weight, std=width_std)
-        elif isinstance(module, PixCLIPVisionMLP):
-            init.normal_(module.fc1.weight, std=width_std * 0.5**0.5)
-            init.normal_(module.fc2.weight, std=residual_std)
-        elif isinstance(module, PixCLIPVisionSwiGLU):
-            init.normal_(module.gate_proj.weight, std=width_std)
-            init.normal_(module.up_proj.weight, std=width_std)
-            init.normal_(module.down_proj.weight, std=residual_std)
-        elif isinstance(module, PixCLIPVisionModelWithProjection):
-            init.normal_(module.visual_projection.weight, std=width_std)
+            init.normal_(module.class_embedding, std=initial_stds(self.config)[0])
+        elif hasattr(module, "init_std"):
+            # Told by the layer and not set through its parent: parents without parameters of their own are skipped.
+            init.normal_(module.weight, std=module.init_std)
 
 
 class PixCLIPVisionModel(PixCLIPVisionPreTrainedModel):
@@ -330,18 +329,15 @@ class PixCLIPVisionModel(PixCLIPVisionPreTrainedModel):
     PixCLIP's vision tower without projection. Parameter names are those of [`CLIPVisionModel`], plus the mask's.
 
     Example:
-
-    ```python
-    >>> import torch
-    >>> from modeling_pixclip import PixCLIPVisionConfig, PixCLIPVisionModel
-
-    >>> model = PixCLIPVisionModel(PixCLIPVisionConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2))
-    >>> outputs = model(
-    ...     torch.randn(1, 3, 224, 224), mask_values=torch.ones(2, 1, 224, 224), region_image_index=torch.tensor([0, 0])
-    ... )
-    >>> outputs.pooler_output.shape
-    torch.Size([2, 64])
-    ```"""
+        >>> import torch
+        >>> from modeling_pixclip import PixCLIPVisionConfig, PixCLIPVisionModel
+        >>> model = PixCLIPVisionModel(PixCLIPVisionConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2))
+        >>> outputs = model(
+        ...     torch.randn(1, 3, 224, 224), mask_values=torch.ones(2, 1, 224, 224), region_image_index=torch.tensor([0, 0])
+        ... )
+        >>> outputs.pooler_output.shape
+        torch.Size([2, 64])
+    """
 
     def __init__(self, config: PixCLIPVisionConfig):
         super().__init__(config)
@@ -394,6 +390,16 @@ class PixCLIPVisionModelWithProjection(PixCLIPVisionPreTrainedModel):
     PixCLIP's vision tower with its projection to the shared space, as [`CLIPVisionModelWithProjection`].
 
     Loads from a whole PixCLIP checkpoint as well as from its own.
+
+    Example:
+        >>> import torch
+        >>> from modeling_pixclip import PixCLIPVisionConfig, PixCLIPVisionModelWithProjection
+        >>> config = PixCLIPVisionConfig(
+        ...     hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, projection_dim=16
+        ... )
+        >>> model = PixCLIPVisionModelWithProjection(config)
+        >>> model(torch.randn(1, 3, 224, 224), torch.ones(1, 1, 224, 224)).image_embeds.shape
+        torch.Size([1, 16])
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_scale$"]
@@ -402,6 +408,7 @@ class PixCLIPVisionModelWithProjection(PixCLIPVisionPreTrainedModel):
         super().__init__(config)
         self.vision_model = PixCLIPVisionModel._from_config(config)
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
+        self.visual_projection.init_std = initial_stds(config)[0]
         self.post_init()
 
     @can_return_tuple

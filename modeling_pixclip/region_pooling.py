@@ -46,16 +46,13 @@ def roi_align(
         `torch.Tensor` of shape `(R, C, rows, columns)`, in the dtype of `features`.
 
     Example:
-
-    ```python
-    >>> import torch
-    >>> from modeling_pixclip import roi_align
-
-    >>> features = torch.rand(1, 8, 14, 14)
-    >>> pooled = roi_align(features, torch.tensor([[0.0, 0.0, 14.0, 14.0]]), torch.tensor([0]))
-    >>> torch.allclose(pooled[0, :, 0, 0], features[0].mean((1, 2)), atol=1e-6)
-    True
-    ```"""
+        >>> import torch
+        >>> from modeling_pixclip import roi_align
+        >>> features = torch.rand(1, 8, 14, 14)
+        >>> pooled = roi_align(features, torch.tensor([[0.0, 0.0, 14.0, 14.0]]), torch.tensor([0]))
+        >>> torch.allclose(pooled[0, :, 0, 0], features[0].mean((1, 2)), atol=1e-6)
+        True
+    """
     rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
     height, width = features.shape[-2:]
     x0, y0, x1, y1 = (boxes.float() - 0.5 * aligned).unbind(-1)
@@ -85,6 +82,15 @@ def mask_pool(features: torch.Tensor, masks: torch.Tensor, mask_image_index: tor
 
     Raises:
         ValueError: If a mask covers nothing.
+
+    Example:
+        >>> import torch
+        >>> from modeling_pixclip import mask_pool
+        >>> features = torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> mask = torch.zeros(1, 1, 8, 8)
+        >>> mask[..., :4] = 1.0
+        >>> mask_pool(features, mask, torch.tensor([0]))
+        tensor([[1.]])
     """
     weights = nn.functional.adaptive_avg_pool2d(masks.float(), features.shape[-2:]).flatten(1)
     totals = weights.sum(-1, keepdim=True)

@@ -15,11 +15,13 @@ class LossTermsCallback(TrainerCallback):
     see the terms too.
 
     Example:
-
-    ```python
-    >>> trainer = Trainer(model, args, train_dataset=dataset, data_collator=collator)  # doctest: +SKIP
-    >>> trainer.callback_handler.callbacks.insert(0, LossTermsCallback())  # doctest: +SKIP
-    ```"""
+        >>> import tempfile
+        >>> import torch
+        >>> from transformers import Trainer, TrainingArguments
+        >>> from modeling_pixclip import LossTermsCallback
+        >>> trainer = Trainer(torch.nn.Linear(1, 1), TrainingArguments(tempfile.mkdtemp(), report_to="none"))
+        >>> trainer.callback_handler.callbacks.insert(0, LossTermsCallback())
+    """
 
     def __init__(self):
         self._sums: dict[str, torch.Tensor] = defaultdict(float)

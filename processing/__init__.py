@@ -10,6 +10,7 @@ from .image_processing_pixclip import PixCLIPImageProcessor, PixCLIPImageProcess
 from .processing_pixclip import PixCLIPProcessor, PixCLIPProcessorKwargs
 from .region_datasets import (
     CocoRegionDataset,
+    EvaluationRegions,
     RegionJsonlDataset,
     RegionSample,
     write_region_jsonl,
@@ -32,6 +33,7 @@ AutoImageProcessor.register(PixCLIPImageProcessor, image_processor_classes={"pil
 
 __all__ = [
     "CocoRegionDataset",
+    "EvaluationRegions",
     "FrameGeometry",
     "PixCLIPDataCollator",
     "PixCLIPImageProcessor",

@@ -16,7 +16,8 @@ class PixCLIPDataCollator:
     """Makes the batch of the `global`, `crop` and `local` branches: full images, context crops, masks and texts.
 
     Texts are de-duplicated into T rows, so that one text in two regions of a batch is no negative of itself. An image
-    without regions enters as a whole image if it has captions. All randomness is from torch's global generator, which
+    without regions enters as a whole image if it has captions. Samples of `EvaluationRegions` are taken as they are: all
+    regions, no whole images, no augmentation. All randomness is from torch's global generator, which
     the Trainer seeds, also in the workers of a data loader.
 
     Give the Trainer `remove_unused_columns=False`: it would otherwise take the samples apart before they get here.
@@ -41,12 +42,17 @@ class PixCLIPDataCollator:
         ValueError: If a setting is out of its limits.
 
     Example:
-        ```python
-        dataset = RegionJsonlDataset("examples/data/coco_regions/train.jsonl")
-        collator = PixCLIPDataCollator(processor, max_regions_per_image=4)
-        batch = collator([dataset[0], dataset[1]])
-        batch["mask_values"].shape, batch["region_text_index"]
-        ```
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> from processing_pixclip import PixCLIPDataCollator, PixCLIPImageProcessor, PixCLIPProcessor, RegionJsonlDataset
+        >>> backend = Tokenizer(models.WordLevel({"[pad]": 0, "[unk]": 1}, unk_token="[unk]"))
+        >>> backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[pad]", unk_token="[unk]")
+        >>> dataset = RegionJsonlDataset("examples/data/coco_regions/train.jsonl")
+        >>> collator = PixCLIPDataCollator(PixCLIPProcessor(PixCLIPImageProcessor(), tokenizer), max_regions_per_image=1)
+        >>> batch = collator([dataset[0], dataset[1]])
+        >>> batch["mask_values"].shape, batch["region_image_index"]
+        (torch.Size([2, 1, 224, 224]), tensor([0, 1]))
     """
 
     def __init__(
@@ -94,7 +100,7 @@ class PixCLIPDataCollator:
                 f"image; filter such samples out of the data set."
             )
         if self.augmentation is not None:
-            chosen = [self.augmentation(sample) for sample in chosen]
+            chosen = [sample if sample.get("evaluation") else self.augmentation(sample) for sample in chosen]
 
         rows: dict[str, int] = {}
         region_rows, object_rows = [], []
@@ -131,6 +137,8 @@ class PixCLIPDataCollator:
                 f"samples[{position}] (image {sample['image_id']!r}) has lists of different length: {counts}; they "
                 f"hold one entry a region."
             )
+        if sample.get("evaluation"):
+            return sample
         regions = len(sample["masks"])
         if sample["captions"] and (regions == 0 or torch.rand(()).item() < self.whole_image_share):
             return _as_whole_image(sample)

@@ -216,7 +216,7 @@ class PixCLIPImageProcessor(PilBackend):
                 mask_image = Image.fromarray(mask)
                 regions["region_image_index"][row] = index
                 normalise.mask(mask_image, geometry, regions["mask_values"][row, 0], name)
-                regions["region_boxes"][row] = _frame_box(mask, box, geometry, box_name)
+                regions["region_boxes"][row] = _frame_box(mask, box, geometry, name, box_name)
                 if crops:
                     crop = FrameGeometry.of_context_crop(
                         picture, options["crop_size"], mask_to_box(mask), options["crop_scale"]
@@ -237,6 +237,9 @@ class PixCLIPImageProcessor(PilBackend):
             )
 
     def _standardize_kwargs(self, **kwargs) -> dict:
+        for name in ("size", "crop_size"):
+            if isinstance(kwargs.get(name), (list, tuple)) and len(kwargs[name]) != 2:
+                raise ValueError(f"{name} is {kwargs[name]!r}; a list is [height, width] in pixels.")
         options = super()._standardize_kwargs(default_to_square=True, **kwargs)
         _check_options(options)
         return options
@@ -298,18 +301,21 @@ def _empty_regions(count: int, frame: tuple[int, int], crop_size: tuple[int, int
     return regions
 
 
-def _frame_box(mask: np.ndarray, box: np.ndarray | None, geometry: FrameGeometry, name: str) -> np.ndarray:
+def _frame_box(
+    mask: np.ndarray, box: np.ndarray | None, geometry: FrameGeometry, name: str, box_name: str
+) -> np.ndarray:
     """Box in 0..1 of the frame: the given one, else the tight box of what the frame shows of the mask."""
+    rows, columns = geometry.visible
+    visible = mask[rows, columns]
+    # The filter spreads a mask a little, so a mask just outside the frame is not all 0 in it.
+    if not visible.any():
+        raise ValueError(_not_visible(name, geometry))
     if box is None:
-        rows, columns = geometry.visible
-        visible = mask[rows, columns]
-        if not visible.any():
-            raise ValueError(_not_visible(name, geometry))
         box = mask_to_box(visible) + [columns.start, rows.start, columns.start, rows.start]
     height, width = geometry.frame
     frame_box = np.clip(geometry.map_box(box) / [width, height, width, height], 0, 1).astype(np.float32)
     if frame_box[0] >= frame_box[2] or frame_box[1] >= frame_box[3]:
-        raise ValueError(_not_visible(name, geometry))
+        raise ValueError(_not_visible(box_name, geometry))
     return frame_box
 
 
@@ -325,7 +331,9 @@ def _place(picture: tuple[int, int], name: str, options: dict) -> FrameGeometry:
     if not options["do_resize"]:
         return FrameGeometry.of_picture(picture, picture, "squash")
     geometry = FrameGeometry.of_picture(picture, options["size"], options["resize_mode"])
-    if geometry.resized[0] * geometry.resized[1] > options["max_image_pixels"]:
+    pixels = geometry.resized[0] * geometry.resized[1]
+    # The frame itself is the user's choice; what reaches over it is the picture's doing.
+    if pixels > max(options["max_image_pixels"], geometry.frame[0] * geometry.frame[1]):
         raise ValueError(
             f"{name} is {picture[0]}x{picture[1]} (height x width); resize_mode='shortest_edge' would blow it up to "
             f"{geometry.resized[0]}x{geometry.resized[1]}, over max_image_pixels={options['max_image_pixels']}. Crop "
@@ -377,13 +385,16 @@ def _load_image(image: Any, name: str, options: dict) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return _read_image(image, name, options)
     if isinstance(image, (np.ndarray, torch.Tensor)):
-        image = _array_to_image(to_numpy(image), name, options["input_data_format"])
+        image = _array_to_image(to_numpy(image, name), name, options["input_data_format"])
     if not isinstance(image, Image.Image):
         raise ValueError(f"{name} is a {type(image).__name__}; an image is {_IMAGE_FORMS}.")
     _check_pixels(image, name, options)
     try:
         return _to_rgb(image, name, options)
-    except OSError as error:
+    except _ImageRefused:
+        raise
+    # Decoders of damaged files raise OSError, SyntaxError, ValueError and others.
+    except Exception as error:
         raise ValueError(f"{name} cannot be read, its file is damaged or closed: {error}.") from error
 
 
@@ -396,7 +407,6 @@ def _read_image(path: str | os.PathLike, name: str, options: dict) -> Image.Imag
             return _to_rgb(image, name, options)
     except _ImageRefused:
         raise
-    # Decoders of damaged files raise OSError, SyntaxError, struct.error, IndexError and others.
     except Exception as error:
         raise ValueError(
             f"{name} cannot be read as an image from {os.fspath(path)!r}: {type(error).__name__}: {error}"
@@ -446,7 +456,7 @@ def _array_to_image(pixels: np.ndarray, name: str, input_data_format: str | None
         low, high = pixels.min(), pixels.max()
         if not (low >= 0 and high <= 1):
             raise _ImageRefused(
-                f"{name} is a float array with values from {low:g} to {high:g}; float images must be in 0..1 without "
+                f"{name} is a float array with values from {low!s} to {high!s}; float images must be in 0..1 without "
                 f"NaN. Divide 8-bit values by 255 or convert them to uint8."
             )
         pixels = np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)

@@ -30,6 +30,13 @@ class PixCLIPTextKwargs(TypedDict, total=False):
 
 
 class PixCLIPProcessorKwargs(ProcessingKwargs, total=False):
+    """Options of `PixCLIPProcessor` per call, by side.
+
+    Attributes:
+        text_kwargs (`PixCLIPTextKwargs`): For the texts.
+        images_kwargs (`PixCLIPImageProcessorKwargs`): For images and regions.
+    """
+
     text_kwargs: PixCLIPTextKwargs
     images_kwargs: PixCLIPImageProcessorKwargs
     _defaults = {"text_kwargs": {"padding": "longest"}}
@@ -162,6 +169,13 @@ class PixCLIPProcessor(ProcessorMixin):
                 raise ValueError(f"text[{index}] is a {type(item).__name__}, not a string.")
             if not item.strip():
                 raise ValueError(f"text[{index}] is empty ({item!r}); remove it together with its region.")
+            try:
+                item.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"text[{index}] is not Unicode text: {error}. Half a surrogate pair, such as '\\ud83d', comes from "
+                    f"cutting or decoding a text wrongly."
+                ) from error
         max_length = self.text_max_length if max_length is None else max_length
         _check_max_length(max_length, "max_length")
 
@@ -264,6 +278,8 @@ class PixCLIPProcessor(ProcessorMixin):
         groups = {"images_kwargs": image_names, "text_kwargs": text_names}
         unknown = set(kwargs) - image_names - text_names - set(groups)
         for group, accepted in groups.items():
+            if not isinstance(kwargs.get(group) or {}, dict):
+                raise TypeError(f"{group} is a {type(kwargs[group]).__name__}; pass a dict of options.")
             unknown |= {f"{group}[{name!r}]" for name in set(kwargs.get(group) or {}) - accepted}
         if unknown:
             raise TypeError(

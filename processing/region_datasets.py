@@ -1,15 +1,13 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Readers of (image, masks, region texts): JSON lines of this project, and COCO's instances, panoptic and captions."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -32,6 +30,7 @@ class RegionSample(TypedDict):
         texts: N long region texts.
         object_texts: N short texts that name the object only, `None` where there is none.
         categories: N category names, `None` where there is none.
+        evaluation: `True` where the collator must take the sample as it is, see `EvaluationRegions`.
     """
 
     image: Image.Image
@@ -41,6 +40,7 @@ class RegionSample(TypedDict):
     texts: list[str]
     object_texts: list[str | None]
     categories: list[str | None]
+    evaluation: NotRequired[bool]
 
 
 _RECORD_KEYS = {
@@ -178,11 +178,20 @@ class CocoRegionDataset(Dataset):
         ValueError: If an annotation file lacks a key or an image, PNG or category is missing; names the file and item.
 
     Example:
-        ```python
-        dataset = CocoRegionDataset("val2017", instances_file="annotations/instances_val2017.json")
-        print(len(dataset), dataset.rejected)
-        print(dataset[0]["texts"][0])
-        ```
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (40, 30)).save(folder / "1.jpg")
+        >>> square = {"image_id": 1, "category_id": 18, "segmentation": [[2, 2, 22, 2, 22, 22, 2, 22]], "iscrowd": 0}
+        >>> speck = {"image_id": 1, "category_id": 18, "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]], "iscrowd": 0}
+        >>> instances = {
+        ...     "images": [{"id": 1, "file_name": "1.jpg", "width": 40, "height": 30}],
+        ...     "annotations": [square, speck],
+        ...     "categories": [{"id": 18, "name": "dog"}],
+        ... }
+        >>> _ = (folder / "instances.json").write_text(json.dumps(instances))
+        >>> dataset = CocoRegionDataset(folder, folder / "instances.json", compose_texts=False)
+        >>> dataset[0]["texts"], dataset.rejected
+        (['a dog'], Counter({'too small': 1}))
     """
 
     def __init__(
@@ -356,6 +365,32 @@ class CocoRegionDataset(Dataset):
         }
 
 
+class EvaluationRegions(Dataset):
+    """Marks the samples of a reader as held out: `PixCLIPDataCollator` then takes every region, unchanged.
+
+    The Trainer has one collator for training and evaluation; what that draws at random (whole images, a subset of the
+    regions, augmentation) would make an evaluation noisy.
+
+    Args:
+        samples (`Sequence[RegionSample]`):
+            A region reader, or a list of its samples.
+
+    Example:
+        >>> dataset = RegionJsonlDataset("examples/data/coco_regions/heldout.jsonl")
+        >>> EvaluationRegions(dataset)[0]["evaluation"]
+        True
+    """
+
+    def __init__(self, samples: Sequence[RegionSample]):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> RegionSample:
+        return {**self.samples[index], "evaluation": True}
+
+
 def write_region_jsonl(records: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> None:
     """Writes records for `RegionJsonlDataset`: all of them, or, if one is wrong or writing fails, none.
 
@@ -368,6 +403,12 @@ def write_region_jsonl(records: Iterable[Mapping[str, Any]], path: str | os.Path
     Raises:
         ValueError: If a record is not valid; names its position, the key and what is accepted. Image files are not
             looked for.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "data.jsonl"
+        >>> write_region_jsonl([{"image": "1.png", "image_id": "1", "width": 3, "height": 2, "regions": []}], path)
+        >>> path.read_text()
+        '{"image": "1.png", "image_id": "1", "width": 3, "height": 2, "regions": []}\\n'
     """
     path = Path(path)
     with tempfile.NamedTemporaryFile(

@@ -9,7 +9,7 @@ A box is xyxy in pixels: pixel column `c` covers the interval from `c` to `c + 1
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def to_mask(mask: Any, height: int, width: int, name: str = "mask") -> np.ndarra
             * a (height, width) array or `torch.Tensor`: bool; integers that are all 0/1, or 0..255 with a maximum of
               255; floats in 0..1 (soft masks are kept);
             * a `PIL.Image.Image` of mode "1" or "L" (same rule as integers);
-            * a COCO RLE dict `{"size": [height, width], "counts": ...}`, compressed (str or bytes) or not (list);
+            * a COCO RLE dict `{"size": [height, width], "counts": ...}`, compressed (str or bytes) or not (integers);
             * polygons: a list of flat lists `[x1, y1, x2, y2, ...]` or of (N, 2) arrays, in pixels. Their union is the
               region, rasterised by pycocotools.
         height: Height of the image in pixels.
@@ -72,9 +72,17 @@ def to_mask(mask: Any, height: int, width: int, name: str = "mask") -> np.ndarra
                 f"{name} is a PIL image of mode {mask.mode!r}; only '1' and 'L' are masks. "
                 f"Take the region out of it first, for example `np.array(image) == id`."
             )
-        canonical = _array_to_mask(np.asarray(mask), height, width, name)
+        if mask.size == (width, height):
+            try:
+                mask = np.asarray(mask)
+            # Decoders of damaged files raise OSError, SyntaxError, ValueError and others.
+            except Exception as error:
+                raise ValueError(f"{name} cannot be read, its file is damaged or closed: {error}.") from error
+        else:
+            mask = np.empty((mask.height, mask.width), dtype=bool)
+        canonical = _array_to_mask(mask, height, width, name)
     elif isinstance(mask, (np.ndarray, torch.Tensor)):
-        canonical = _array_to_mask(to_numpy(mask), height, width, name)
+        canonical = _array_to_mask(to_numpy(mask, name), height, width, name)
     else:
         raise ValueError(f"{name} has type {type(mask).__name__}; a mask is {MASK_FORMS}.")
     if not canonical.any():
@@ -98,7 +106,7 @@ def _array_to_mask(mask: np.ndarray, height: int, width: int, name: str) -> np.n
             raise ValueError(f"{name} contains NaN; a float mask must have values in 0..1.")
         if low < 0 or high > 1:
             raise ValueError(
-                f"{name} has values from {low:g} to {high:g}; a float mask must have values in 0..1. "
+                f"{name} has values from {low!s} to {high!s}; a float mask must have values in 0..1. "
                 f"Apply a sigmoid to logits, divide 8-bit values by 255."
             )
         return mask.astype(np.float32)
@@ -112,24 +120,46 @@ def _array_to_mask(mask: np.ndarray, height: int, width: int, name: str) -> np.n
     )
 
 
-def to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Returns a tensor of any device and dtype (bfloat16 as float32) as an array; an array as it is."""
-    if isinstance(array, torch.Tensor):
+def to_numpy(array: Any, name: str) -> Any:
+    """Returns a tensor of any device and dtype (those that numpy lacks as float32) as an array; the rest as it is.
+
+    Raises:
+        ValueError: If the tensor has no values to read, as a sparse or meta one; calls it `name`.
+    """
+    if not isinstance(array, torch.Tensor):
+        return array
+    try:
         array = array.detach().cpu()
-        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
-    return array
+        known = not array.is_floating_point() or array.dtype in (torch.float16, torch.float32, torch.float64)
+        return (array if known else array.float()).numpy()
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{name} is a tensor of layout {array.layout} and dtype {array.dtype} on {array.device}, which numpy cannot "
+            f"read; pass a dense tensor: {error}"
+        ) from error
+
+
+def _to_numbers(values: Any, name: str, accepted: str) -> np.ndarray:
+    """Returns real numbers as a float64 array; numpy would also take strings, bools and halves of complex numbers."""
+    try:
+        array = np.asarray(to_numpy(values, name))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not {accepted}: {error}.") from error
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} is not {accepted}, received {values!r:.200}.")
+    return array.astype(np.float64)
 
 
 def is_polygons(value: Any) -> bool:
     """Whether a value is one mask in polygon form: a list of flat coordinate lists or of (N, 2) arrays.
 
-    A bool or uint8 array is always a mask, whatever its shape.
+    A bool or uint8 array is always a mask, whatever its shape; bools are no coordinates.
     """
     if not isinstance(value, (list, tuple)) or len(value) == 0:
         return False
     first = value[0]
     if isinstance(first, (list, tuple)):
-        return len(first) > 0 and isinstance(first[0], Real)
+        return len(first) > 0 and isinstance(first[0], Real) and not isinstance(first[0], bool)
     if isinstance(first, np.ndarray) and first.dtype.kind in "if":
         return first.ndim == 1 or (first.ndim == 2 and first.shape[1] == 2)
     return False
@@ -141,10 +171,12 @@ def _rasterise_polygons(polygons: Any, height: int, width: int, name: str) -> np
     flat = []
     for index, polygon in enumerate(polygons):
         where = f"{name}, polygon {index},"
-        try:
-            points = np.asarray(polygon, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where} is not a list of numbers [x1, y1, x2, y2, ...]: {error}.") from error
+        points = _to_numbers(polygon, where, "a list of numbers [x1, y1, x2, y2, ...]")
+        if len(polygons) == height and points.shape == (width,) and ((points >= 0) & (points <= 1)).all():
+            raise ValueError(
+                f"{name} is a list of {height} lists of {width} numbers, which reads as polygons; pass such a mask as "
+                f"an array, `np.array(mask)`."
+            )
         if points.ndim == 1 and points.size % 2:
             raise ValueError(f"{where} has {points.size} coordinates; x and y come in pairs [x1, y1, x2, y2, ...].")
         if points.ndim not in (1, 2) or (points.ndim == 2 and points.shape[1] != 2):
@@ -153,13 +185,15 @@ def _rasterise_polygons(polygons: Any, height: int, width: int, name: str) -> np
             )
         points = points.reshape(-1, 2)
         if len(points) < 3:
-            raise ValueError(f"{where} has {len(points)} points; a polygon needs at least 3.")
+            raise ValueError(
+                f"{where} has {len(points)} points; a polygon is a flat list [x1, y1, x2, y2, ...] of at least 3."
+            )
         if not np.isfinite(points).all():
             raise ValueError(f"{where} contains NaN or infinite coordinates.")
         if (points < -BOX_TOLERANCE).any() or (points > np.array([width, height]) + BOX_TOLERANCE).any():
             raise ValueError(
-                f"{where} spans x {points[:, 0].min():g}..{points[:, 0].max():g} and "
-                f"y {points[:, 1].min():g}..{points[:, 1].max():g}, outside its image of width {width} and height "
+                f"{where} spans x {points[:, 0].min():.9g}..{points[:, 0].max():.9g} and "
+                f"y {points[:, 1].min():.9g}..{points[:, 1].max():.9g}, outside its image of width {width} and height "
                 f"{height}. Clip it, or check that mask and image belong together."
             )
         spread = points - points[0]
@@ -175,13 +209,16 @@ def _decode_rle(rle: dict, height: int, width: int, name: str) -> np.ndarray:
     if not {"size", "counts"} <= rle.keys():
         raise ValueError(f"{name} is a dict with the keys {sorted(map(str, rle))}; COCO RLE has 'size' and 'counts'.")
     size, counts = rle["size"], rle["counts"]
-    if not isinstance(size, (list, tuple, np.ndarray)) or [*size] != [height, width]:
+    sides = [*size] if isinstance(size, (list, tuple, np.ndarray)) else []
+    if not all(isinstance(side, Real) for side in sides) or sides != [height, width]:
         raise ValueError(
             f"{name} is an RLE of size {size} (height, width), but its image is {height} pixels high and {width} wide."
         )
     if isinstance(counts, (str, bytes)):
         runs = _decompress_counts(counts, name)
-    elif isinstance(counts, (list, tuple)) and all(isinstance(run, int) and abs(run) < 2**40 for run in counts):
+    elif isinstance(counts, (list, tuple, np.ndarray)) and all(
+        isinstance(run, Integral) and abs(int(run)) < 2**40 for run in counts
+    ):
         runs = np.array(counts, dtype=np.int64)
     else:
         raise ValueError(f"{name} is an RLE whose counts are neither a COCO string nor a list of pixel counts (int).")
@@ -277,13 +314,10 @@ def check_box(box: Any, height: int, width: int, name: str = "box") -> np.ndarra
         >>> check_box([1, 1, 4.0004, 3], height=3, width=4)
         array([1., 1., 4., 3.])
     """
-    try:
-        corners = np.asarray(to_numpy(box), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is not four numbers x1, y1, x2, y2: {error}.") from error
+    corners = _to_numbers(box, name, "four numbers x1, y1, x2, y2")
     if corners.shape != (4,):
         raise ValueError(f"{name} has shape {corners.shape}; a box is four numbers x1, y1, x2, y2 in pixels.")
-    received = f"{name} is [{', '.join(f'{value:g}' for value in corners)}]"
+    received = f"{name} is [{', '.join(f'{value:.9g}' for value in corners)}]"
     if not np.isfinite(corners).all():
         raise ValueError(f"{received}; the coordinates must be finite.")
     limits = np.array([width, height, width, height], dtype=np.float64)

@@ -130,6 +130,16 @@ def test_centre_crop_keeps_what_is_visible_and_refuses_what_is_not(image_process
         image_processor([image], boxes=[[[20, 8, 48, 16], [0, 0, 20, 32]]], resize_mode="shortest_edge")
 
 
+def test_a_mask_just_outside_the_frame_is_not_visible_with_a_visible_box_either(image_processor):
+    mask = np.zeros((8, 14), bool)
+    mask[4, 2] = True
+    image = noise(8, 14)
+    assert image_processor(image, masks=np.roll(mask, 1), resize_mode="shortest_edge")["mask_values"].max() > OUTSIDE
+    for boxes in (None, [[2, 2, 9, 6]]):
+        with pytest.raises(ValueError, match=r"^masks\[0\] has no visible part"):
+            image_processor(image, masks=mask, boxes=boxes, resize_mode="shortest_edge")
+
+
 def test_box_of_a_half_visible_mask_ignores_its_hidden_part(image_processor):
     mask = np.zeros((32, 96), bool)
     mask[0:4, 0:10] = True
@@ -244,6 +254,21 @@ def _truncated(folder):
     return folder / "cut.jpg"
 
 
+def _closed(folder):
+    image = Image.fromarray(noise(20, 20))
+    image.close()
+    return image
+
+
+def _broken_png(folder):
+    Image.fromarray(noise(256, 256)).save(folder / "broken.png")
+    content = bytearray((folder / "broken.png").read_bytes())
+    # The type of the second chunk with pixels, which PIL reads when it loads them and answers with a SyntaxError.
+    content[content.index(b"IDAT", content.index(b"IDAT") + 4)] = 0
+    (folder / "broken.png").write_bytes(content)
+    return Image.open(folder / "broken.png")
+
+
 def _text_file(folder):
     (folder / "text.png").write_text("no image")
     return folder / "text.png"
@@ -257,6 +282,10 @@ def _text_file(folder):
         (_truncated, "truncated"),
         (_text_file, "UnidentifiedImageError"),
         (lambda folder: Image.open(_truncated(folder)), "damaged or closed"),
+        (_broken_png, "damaged or closed"),
+        (_closed, "damaged or closed"),
+        (lambda folder: torch.from_numpy(noise(20, 20)).to_sparse(), "layout torch.sparse_coo"),
+        (lambda folder: np.full((20, 20, 3), np.float32(1.0000001)), "values from 1.0000001 to 1.0000001"),
         (lambda folder: "https://example.org/photo.jpg", "load_image"),
         (lambda folder: "data:image/png;base64,AAAA", "load_image"),
         (lambda folder: noise(20, 20).astype(np.int32), "dtype int32"),
@@ -287,6 +316,10 @@ def test_images_are_bounded_in_pixels(image_processor):
         image_processor(noise(20, 30), max_image_pixels=599)
     with pytest.raises(ValueError, match=r"images\[0\].*blow it up to 32x9600"):
         image_processor(noise(2, 600), resize_mode="shortest_edge", max_image_pixels=100_000)
+    # The bound is for what an image brings along, not for the frame that the user asked for.
+    for mode in MODES:
+        batch = image_processor(noise(24, 24), resize_mode=mode, max_image_pixels=600)
+        assert batch["pixel_values"].shape == (1, 3, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -335,6 +368,8 @@ def test_rescaling_and_normalisation_can_be_switched_off(image_processor):
         ({"resize_mode": "stretch"}, ValueError),
         ({"size": {"shortest_edge": 224}}, ValueError),
         ({"size": 0}, ValueError),
+        ({"size": [224]}, ValueError),
+        ({"crop_size": (1, 2, 3)}, ValueError),
         ({"resample": 17}, ValueError),
         ({"image_std": (0.2, 0.0, 0.2)}, ValueError),
         ({"image_mean": (0.5, 0.5)}, ValueError),

@@ -1,6 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Mixed good and bad inputs: each gives a batch whose invariants hold, or a `ValueError` that names the item."""
 
+import io
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -8,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from processing_pixclip import PixCLIPImageProcessor, PixCLIPProcessor, encode_rle
+from processing_pixclip import PixCLIPImageProcessor, PixCLIPProcessor, box_to_mask, encode_rle
 
 
 SIZE, CROP = 32, 24
@@ -57,6 +58,17 @@ def _full(shape, value, dtype):
     return array
 
 
+def _damaged_file(size):
+    file = io.BytesIO()
+    Image.new("L", size, 255).save(file, "PNG")
+    return Image.open(io.BytesIO(file.getvalue()[:45]))
+
+
+def _closed(image):
+    image.close()
+    return image
+
+
 # Each takes the (height, width) of the image.
 BAD_MASKS = {
     "mask of other size": lambda h, w: np.ones((h + 1, w), bool),
@@ -69,6 +81,9 @@ BAD_MASKS = {
     "label map": lambda h, w: _full((h, w), 7, np.int64),
     "mask is text": lambda h, w: "mask",
     "mask is missing": lambda h, w: None,
+    "mask as nested lists": lambda h, w: np.eye(h, w, dtype=int).tolist(),
+    "mask in a damaged file": lambda h, w: _damaged_file((w, h)),
+    "sparse mask": lambda h, w: torch.ones(h, w).to_sparse(),
     "mask is RGB": lambda h, w: Image.new("RGB", (w, h), 255),
     "RLE of other size": lambda h, w: encode_rle(np.ones((h, w + 1), bool)),
     "RLE too short": lambda h, w: {"size": [h, w], "counts": [1, h * w - 2]},
@@ -89,12 +104,16 @@ BAD_BOXES = {
     "box with NaN": lambda h, w: [0, 0, np.nan, 4],
     "box of three numbers": lambda h, w: [0, 0, 4],
     "box is text": lambda h, w: ["a", "b", "c", "d"],
+    "box of digits": lambda h, w: ["0", "0", "4", "4"],
+    "box of complex numbers": lambda h, w: np.array([0, 0, 4 + 1j, 4]),
 }
 # Each takes a folder.
 BAD_IMAGES = {
     "missing file": lambda folder: folder / "missing.png",
     "truncated file": lambda folder: folder / "truncated.png",
     "file of another kind": lambda folder: str(folder / "text.jpg"),
+    "damaged file that is open": lambda folder: Image.open(folder / "truncated.png"),
+    "closed image": lambda folder: _closed(Image.new("RGB", (20, 20))),
     "URL": lambda folder: "https://example.org/a.jpg",
     "8-bit values as floats": lambda folder: np.full((20, 20, 3), 200.0),
     "NaN image": lambda folder: np.full((20, 20, 3), np.nan),
@@ -103,7 +122,13 @@ BAD_IMAGES = {
     "too many pixels": lambda folder: np.zeros((100, 100, 3), np.uint8),
     "no image": lambda folder: 3.5,
 }
-BAD_TEXTS = {"empty text": "", "blank text": " \n ", "text is a number": 3, "text is missing": None}
+BAD_TEXTS = {
+    "empty text": "",
+    "blank text": " \n ",
+    "text is a number": 3,
+    "text is missing": None,
+    "half a surrogate pair": "a cup \ud83d",
+}
 BAD_COUNTS = ("masks missing for an image", "boxes missing for an image", "a box too few")
 BAD_KINDS = [*BAD_MASKS, *BAD_BOXES, *BAD_IMAGES, *BAD_TEXTS, *BAD_COUNTS]
 
@@ -113,20 +138,19 @@ class Case:
     kind: str
     named: str | None
     many: bool
-    regions: int
+    drawn: list
     arguments: dict
 
 
 @st.composite
-def cases(draw, folder):
+def cases(draw, folder, kind):
     """One call of the processor: a good one, spoilt in one place if the kind is a bad one."""
-    kind = draw(st.sampled_from(["good"] * len(BAD_KINDS) + BAD_KINDS))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     many = kind in BAD_COUNTS or draw(st.booleans())
     with_masks = kind in BAD_MASKS or kind in (BAD_COUNTS[0], BAD_COUNTS[2]) or draw(st.booleans())
     needs_boxes = kind in BAD_BOXES or kind in BAD_COUNTS[1:]
     with_boxes = needs_boxes or draw(st.sampled_from([True, False]) if with_masks else st.just(True))
-    images, masks, boxes = [], [], []
+    images, masks, boxes, drawn = [], [], [], []
     for _ in range(draw(st.integers(1, 3)) if many else 1):
         height, width = draw(st.integers(8, 48)), draw(st.integers(8, 48))
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -136,11 +160,14 @@ def cases(draw, folder):
             mask = np.zeros((height, width), bool)
             x, y = rng.integers(width), rng.integers(height)
             mask[y : y + rng.integers(1, height + 1), x : x + rng.integers(1, width + 1)] = True
-            image_masks.append(MASK_FORMS[draw(st.sampled_from(sorted(MASK_FORMS)))](mask))
+            form = draw(st.sampled_from(sorted(MASK_FORMS)))
+            image_masks.append(MASK_FORMS[form](mask))
             left, top = rng.random(2) * [width - 0.1, height - 0.1]
             image_boxes.append(
                 [left, top, left + (width - left) * rng.uniform(0.1, 1), rng.uniform(top + 0.05, height)]
             )
+            region = mask * np.float32(0.7 if form == "soft" else 1)
+            drawn.append(region if with_masks else box_to_mask(image_boxes[-1], height, width))
         masks.append(image_masks)
         boxes.append(image_boxes)
     text = [" ".join(rng.choice(WORDS, rng.integers(1, 40))) for _ in range(draw(st.integers(1, 3)))]
@@ -181,14 +208,37 @@ def cases(draw, folder):
         "resize_mode": draw(st.sampled_from(["squash", "shortest_edge", "letterbox"])),
         "max_length": draw(st.sampled_from([8, 64])),
     }
-    return Case(kind, named, many, sum(map(len, masks)), arguments)
+    return Case(kind, named, many, drawn, arguments)
+
+
+def check_geometry(case, batch, image_processor):
+    """A mask lands where an image of the mask lands, in the frame and in the context crop, whatever form it came in."""
+    crops, mode = case.arguments["crops"], case.arguments["resize_mode"]
+    painted = image_processor(
+        [Image.fromarray(np.rint(region * 255).astype(np.uint8)) for region in case.drawn],
+        masks=case.drawn,
+        crops=crops,
+        resize_mode=mode,
+        resample=Image.Resampling.BILINEAR,
+        image_mean=0.0,
+        do_normalize=False,
+        return_tensors="pt",
+    )
+    for prefix in ("", "crop_") if crops else ("",):
+        masks = painted[f"{prefix}mask_values"]
+        assert (painted[f"{prefix}pixel_values"] - masks).abs().max() <= 2 / 255
+        assert torch.allclose(batch[f"{prefix}mask_values"] * 0.26 + 0.5, masks, atol=1e-6)
+    if case.arguments["boxes"] is None:
+        for mask, (x1, y1, x2, y2) in zip(painted["mask_values"][:, 0], batch["region_boxes"] * SIZE, strict=True):
+            rows, columns = (mask > mask.max() / 2).nonzero(as_tuple=True)
+            assert x1 - 1 <= columns.min() and columns.max() <= x2 and y1 - 1 <= rows.min() and rows.max() <= y2
 
 
 def check_batch(case, batch):
     arguments = case.arguments
     images = len(arguments["images"]) if case.many else 1
     texts = len(arguments["text"]) if isinstance(arguments["text"], list) else 1
-    regions = case.regions
+    regions = len(case.drawn)
     shapes = {
         "pixel_values": (images, 3, SIZE, SIZE),
         "mask_values": (regions, 1, SIZE, SIZE),
@@ -232,16 +282,7 @@ def test_every_input_gives_a_right_batch_or_an_error_that_names_the_item(tmp_pat
     (tmp_path / "text.jpg").write_text("no image")
     outcomes = Counter()
 
-    @settings(
-        max_examples=2400,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(cases(tmp_path))
-    def run(case):
+    def check(case):
         try:
             batch = processor(**case.arguments)
         except ValueError as error:
@@ -257,9 +298,19 @@ def test_every_input_gives_a_right_batch_or_an_error_that_names_the_item(tmp_pat
         else:
             assert case.kind == "good", f"{case.kind} was accepted"
             check_batch(case, batch)
+            if case.drawn:
+                check_geometry(case, batch, image_processor)
             outcomes["good"] += 1
 
-    run()
-    assert sum(outcomes.values()) >= 2000, outcomes
-    assert outcomes["good"] >= 600, outcomes
-    assert all(outcomes[kind] >= 5 for kind in BAD_KINDS), outcomes
+    for number, (kind, examples) in enumerate([("good", 1200), *((kind, 25) for kind in BAD_KINDS)]):
+        options = settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        seed(number)(options(given(cases(tmp_path, kind))(check)))()
+    assert sum(outcomes.values()) >= 2400, outcomes
+    assert outcomes["good"] >= 1000, outcomes
+    assert all(outcomes[kind] >= 15 for kind in BAD_KINDS), outcomes
