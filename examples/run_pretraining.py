@@ -181,9 +181,8 @@ def main(arguments: list[str] | None = None) -> None:
     model_arguments, data_arguments, training_arguments = parse_arguments(
         sys.argv[1:] if arguments is None else arguments
     )
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(message)s", level=training_arguments.get_process_log_level()
-    )
+    logging.basicConfig(format="%(asctime)s %(message)s", level=training_arguments.get_process_log_level())
+    logger.setLevel(logging.INFO if training_arguments.should_log else logging.WARNING)
     set_seed(training_arguments.seed)
 
     text_backbone = resolve_text_backbone(model_arguments.text_backbone, model_arguments.cache_dir)

@@ -70,20 +70,24 @@ class TextEmbeddingCache(Mapping[str, torch.Tensor]):
             shard_size (`int`, *optional*, defaults to 1024): Texts of a file, and most that an interruption loses.
         """
         missing = sorted({text for text in texts if text not in self._vectors}, key=lambda text: (len(text), text))
-        backbone = self.text_model.backbone
         training = self.text_model.training
         self.text_model.eval()
-        with tqdm(total=len(missing), desc="Text vectors", disable=not missing) as progress:
-            for start in range(0, len(missing), shard_size):
-                shard = missing[start : start + shard_size]
-                vectors = []
-                for position in range(0, len(shard), batch_size):
-                    batch = self.processor(text=shard[position : position + batch_size]).to(backbone.device)
-                    with torch.inference_mode():
-                        vectors.append(self.text_model(**batch).backbone_embeds.float().cpu())
-                    progress.update(len(vectors[-1]))
-                self._add(shard, torch.cat(vectors))
-        self.text_model.train(training)
+        try:
+            with tqdm(total=len(missing), desc="Text vectors", disable=not missing) as progress:
+                for start in range(0, len(missing), shard_size):
+                    shard = missing[start : start + shard_size]
+                    vectors = []
+                    for position in range(0, len(shard), batch_size):
+                        vectors.append(self._compute(shard[position : position + batch_size]))
+                        progress.update(len(vectors[-1]))
+                    self._add(shard, torch.cat(vectors))
+        finally:
+            self.text_model.train(training)
+
+    @torch.inference_mode()
+    def _compute(self, texts: list[str]) -> torch.Tensor:
+        batch = self.processor(text=texts).to(self.text_model.backbone.device)
+        return self.text_model(**batch).backbone_embeds.float().cpu()
 
     def _add(self, texts: list[str], vectors: torch.Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from processing_pixclip import (
+    EvaluationRegions,
     PixCLIPDataCollator,
     PixCLIPImageProcessor,
     PixCLIPProcessor,
@@ -253,3 +254,14 @@ def test_no_flip_by_default():
 def test_augmentation_settings_are_checked(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         RegionAugmentation(**options)
+
+
+def test_evaluation_samples_are_taken_as_they_are(processor):
+    samples = [make_sample(str(i), 3, captions=["a whole photo"]) for i in range(3)]
+    collator = PixCLIPDataCollator(
+        processor, whole_image_share=1.0, max_regions_per_image=1, augmentation=RegionAugmentation((0.5, 0.5))
+    )
+    [batch] = DataLoader(EvaluationRegions(samples), batch_size=3, collate_fn=collator)
+    plain = PixCLIPDataCollator(processor, whole_image_share=0.0)(samples)
+    assert batch.keys() == plain.keys()
+    assert all(torch.equal(torch.as_tensor(batch[key]), torch.as_tensor(plain[key])) for key in plain)
