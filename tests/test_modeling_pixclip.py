@@ -343,6 +343,20 @@ def test_built_with_settings(tmp_path):
     assert bias is not None and not bias.any() and model.config.vision_config.default_mask == "none"
 
 
+def test_built_around_a_vision_tower_from_scratch(tmp_path):
+    backbone = save_text_backbone(tmp_path / "text")
+    given = vision_config(**EVA02)
+    model = PixCLIPModel.from_vision_text_pretrained(
+        given, str(tmp_path / "text"), vision_kwargs={"default_mask": "none"}, logit_scale_init_value=1.0
+    )
+    assert model.config.projection_dim == 16 and model.config.vision_config.default_mask == "none"
+    assert given.default_mask == "full"
+    assert_same_weights(model.text_model.backbone, backbone)
+    assert float(model.logit_scale) == 1.0
+    assert model.vision_model.encoder.layers[0].mlp.gate_proj.weight.std() > 0
+    assert not model.vision_model.embeddings.mask_patch_embedding.weight.any()
+
+
 @pytest.mark.parametrize("model_class", [PixCLIPModel, PixCLIPVisionModelWithProjection])
 def test_built_from_a_pixclip_folder_keeps_what_the_mask_has_learnt(tmp_path, model_class):
     config = pixclip_config(vision=EVA02) if model_class is PixCLIPModel else vision_config(**EVA02)
