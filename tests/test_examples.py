@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,23 @@ def test_trained_folder_loads_through_the_auto_classes(finished):
     masks = [region["mask"] for region in record["regions"]]
     batch = processor(images=DATA / record["image"], masks=masks, text=["a dog", "a red kite"])
     assert model(**batch).logits_per_image.shape == (len(masks), 2)
+
+
+def test_readme_example_runs(finished):
+    folder, _ = finished
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+    assert len([line for line in example.splitlines() if line]) <= 15 and "runs/coco_regions" in example
+    run = subprocess.run(
+        [sys.executable, "-c", example.replace("runs/coco_regions", str(folder))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    record = json.loads((DATA / "train.jsonl").open(encoding="utf-8").readline())
+    assert [line.split("  ")[0].strip() for line in run.stdout.splitlines()] == [
+        region["category"] for region in record["regions"]
+    ]
 
 
 def test_a_second_run_goes_on_where_the_first_ended(finished, workplace):
