@@ -12,7 +12,7 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(1)/bin/python -m pytest -n $(shell
 help:
 	@echo "make pretrain     train the default PixCLIP on the real sample, into $(RUN_DIR)"
 	@echo "make test         run the tests (under 15 minutes on 2 cores)"
-	@echo "make test-slow    run the sweeps, subprocess and training tests"
+	@echo "make test-slow    run what takes minutes: the default run, killed runs, sweeps"
 	@echo "make test-oldest  run the tests on the oldest supported transformers"
 	@echo "make lint         ruff: lint and format check;  make format  mends both"
 	@echo "make clean        remove the environments, caches and runs"

@@ -62,51 +62,63 @@ def embed_regions(model, collator, dataset, batch_size: int = 8) -> RegionEmbedd
     return RegionEmbeddings(masked, unmasked, texts, torch.cat(photo))
 
 
-def text_ranks(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+def text_rank(image_embeds: torch.Tensor, text_embeds: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """
-    Rank, from 1, of every text for every row, by cosine similarity: (R, T).
+    Rank, from 1, of one text for each row, among all texts by cosine similarity: (N,).
 
     A text that ties with another counts as behind it, so that equal embeddings earn nothing.
+
+    Args:
+        image_embeds: (N, D), L2-normalised.
+        text_embeds: (T, D), L2-normalised.
+        own: (N,), the text whose rank is asked.
     """
-    similarity = image_embeds @ text_embeds.T
-    return (similarity[:, None, :] >= similarity[:, :, None]).sum(-1)
+    ranks = []
+    for rows, texts in zip(image_embeds.split(1024), own.split(1024), strict=True):
+        similarity = rows @ text_embeds.T
+        ranks.append((similarity >= similarity.gather(1, texts[:, None])).sum(-1))
+    return torch.cat(ranks)
 
 
-def region_retrieval_metrics(embeddings: RegionEmbeddings) -> dict[str, dict[str, float]]:
+def region_retrieval_metrics(embeddings: RegionEmbeddings) -> dict[str, dict[str, float | None]]:
     """
     R@1, R@5 and "the right one of two", given the region's own mask, that of another region of its photo, or none.
 
     R@k is the share of regions whose own text is among the k nearest of all texts. Right-of-two asks, for a region and
-    another one of its photo, whether the region's own text is nearer than the other's; ties count half. Both are means
-    over all pairs of two regions of one photo where another region's mask is used.
+    another one of its photo, whether the region's own text is nearer than the other's; ties count half. It is a mean
+    over all ordered pairs of two regions of one photo, so that without a mask it is 0.5 by construction, and with the
+    other region's mask 1 minus its value with the true mask: a model that follows the mask is misled by it. R@k with
+    the other region's mask is a mean over the same pairs.
 
     Returns:
-        `{"true mask" | "other region's mask" | "no mask" | "chance": {"r1": ..., "r5": ..., "right_of_two": ...}}`.
+        `{"true mask" | "other region's mask" | "no mask" | "chance": {"r1": ..., "r5": ..., "right_of_two": ...}}`;
+        where no photo has two regions, without the second row and with `None` for right-of-two.
     """
-    region, rival = _pairs(embeddings.photo)
-    everyone = torch.arange(len(embeddings.photo))
-    # What is shown: embeddings, the row shown for each region of a single look-up, and for each pair.
+    texts = embeddings.texts
+    same = embeddings.photo[:, None] == embeddings.photo[None, :]
+    region, rival = same.fill_diagonal_(False).nonzero(as_tuple=True)
+    everyone = torch.arange(len(texts))
+    # What is shown: embeddings, the rows looked up and whose texts are asked for, the row shown for each pair.
     shown = {
         "true mask": (embeddings.masked, everyone, everyone, region),
-        "other region's mask": (embeddings.masked, region, rival, rival),
+        "other region's mask": (embeddings.masked, rival, region, rival),
         "no mask": (embeddings.unmasked, everyone, everyone, region),
     }
+    if not len(region):
+        del shown["other region's mask"]
     metrics = {}
-    for name, (embeds, asked, row, row_of_pair) in shown.items():
-        ranks = text_ranks(embeds, embeddings.texts)[row, asked]
-        similarity = embeds @ embeddings.texts.T
-        gap = similarity[row_of_pair, region] - similarity[row_of_pair, rival]
+    for name, (embeds, row, asked, row_of_pair) in shown.items():
+        ranks = text_rank(embeds[row], texts, asked)
+        gap = (embeds[row_of_pair] * texts[region]).sum(-1) - (embeds[row_of_pair] * texts[rival]).sum(-1)
         metrics[name] = {
             "r1": (ranks <= 1).float().mean().item(),
             "r5": (ranks <= 5).float().mean().item(),
-            "right_of_two": ((gap > 0).float() + 0.5 * (gap == 0).float()).mean().item(),
+            "right_of_two": ((gap > 0).float() + 0.5 * (gap == 0).float()).mean().item() if len(region) else None,
         }
-    texts = len(embeddings.texts)
-    metrics["chance"] = {"r1": 1 / texts, "r5": min(1.0, 5 / texts), "right_of_two": 0.5}
+    metrics["chance"] = {"r1": 1 / len(texts), "r5": min(1.0, 5 / len(texts)), "right_of_two": 0.5}
     return metrics
 
 
-def _pairs(photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All ordered pairs of two regions of one photo."""
-    same = photo[:, None] == photo[None, :]
-    return same.fill_diagonal_(False).nonzero(as_tuple=True)
+def format_metric(value: float | None) -> str:
+    """A metric as tables print it."""
+    return "-" if value is None else f"{value:.3f}"

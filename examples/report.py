@@ -9,13 +9,11 @@ from typing import Any
 
 import jinja2
 import matplotlib
-
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
-from region_retrieval import RegionEmbeddings
+from region_retrieval import RegionEmbeddings, format_metric, text_rank
 
 from processing_pixclip import to_mask
 
@@ -50,6 +48,7 @@ def write_report(
         curves=_curves(log_history),
         regions=_retrieved(dataset, embeddings),
         texts=len(embeddings.texts),
+        format_metric=format_metric,
     )
     temporary = Path(path).with_suffix(".tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -65,14 +64,15 @@ def _curves(log_history: list[dict[str, Any]]) -> str:
         ("local", "loss_local", "tab:green"),
         ("held-out total", "eval_loss", "tab:red"),
     ]
-    with plt.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure, (losses, recall) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        losses, recall = figure.subplots(1, 2)
         for name, key, colour in series:
             points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
             if points:
                 losses.plot(*zip(*points, strict=True), label=name, color=colour, linewidth=1.5)
         losses.set(xlabel="step", ylabel="loss", title="Losses")
-        losses.legend(frameon=False)
+        losses.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         for k in (1, 5):
             points = [
                 (entry["step"], entry[f"eval_region_to_text_r{k}"])
@@ -87,22 +87,20 @@ def _curves(log_history: list[dict[str, Any]]) -> str:
             axes.spines[["top", "right"]].set_visible(False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg")
-        plt.close(figure)
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
 
 
 def _retrieved(dataset: Any, embeddings: RegionEmbeddings) -> list[dict[str, Any]]:
     """Evenly chosen photos, two regions of each, with the texts nearest to each region."""
-    similarity = embeddings.masked @ embeddings.texts.T
-    ranks = (similarity >= similarity.diagonal()[:, None]).sum(-1)
+    ranks = text_rank(embeddings.masked, embeddings.texts, torch.arange(len(embeddings.texts)))
     texts = [text for index in range(len(dataset)) for text in dataset[index]["texts"]]
     shown = []
     for index in np.unique(np.linspace(0, len(dataset) - 1, PHOTOS).astype(int)):
         sample = dataset[int(index)]
         rows = (embeddings.photo == int(index)).nonzero().flatten().tolist()[:REGIONS_PER_PHOTO]
         for number, row in enumerate(rows):
-            nearest = similarity[row].topk(min(TEXTS_PER_REGION, len(texts)))
+            nearest = (embeddings.texts @ embeddings.masked[row]).topk(min(TEXTS_PER_REGION, len(texts)))
             shown.append(
                 {
                     "picture": _outlined(sample["image"], sample["masks"][number]),

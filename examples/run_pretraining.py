@@ -5,22 +5,23 @@ Trains PixCLIP on images with region masks and long texts (JSON lines, see `Regi
     python examples/run_pretraining.py examples/configs/coco_regions.json --num_train_epochs 10
 
 The first argument may be a JSON file of defaults; every option, those of `TrainingArguments` included, may stand in it
-or on the command line, which wins. A run goes on from the last checkpoint in its output folder. It ends with a table of
+or on the command line, which wins. A run goes on from the last checkpoint in its output folder, and refuses one of another
+model or other data. It runs on one process. It ends with a table of
 region-to-text retrieval, `region_retrieval.json`, `report.html`, the model and the processor.
 """
 
 import json
 import logging
+import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from region_retrieval import embed_regions, region_retrieval_metrics, text_ranks
+from region_retrieval import embed_regions, format_metric, region_retrieval_metrics, text_rank
 from report import write_report
 from text_backbone import resolve_text_backbone
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_pixclip import (
     EvaluationRegions,
@@ -91,7 +92,10 @@ class RegionTrainingArguments(TrainingArguments):
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, RegionTrainingArguments]:
     parser = HfArgumentParser((ModelArguments, DataArguments, RegionTrainingArguments), description=__doc__)
     if arguments and arguments[0].endswith(".json"):
-        defaults = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+        try:
+            defaults = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            parser.error(f"{arguments[0]} cannot be read as JSON: {error}.")
         known = {action.dest for action in parser._actions}
         unknown = sorted(defaults.keys() - known)
         if unknown:
@@ -100,22 +104,31 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         arguments = arguments[1:]
     model, data, training = parser.parse_args_into_dataclasses(arguments)
     for name in ("vision_config", "text_config", "objective"):
-        value = getattr(model, name)
-        setattr(model, name, json.loads(value) if isinstance(value, str) else value or {})
-    if data.train_file is None or training.output_dir is None:
+        value = getattr(model, name) or {}
+        try:
+            value = json.loads(value) if isinstance(value, str) else value
+        except json.JSONDecodeError as error:
+            parser.error(f"--{name} is not JSON ({error}): {value}.")
+        if not isinstance(value, dict):
+            parser.error(f"--{name} is {value!r}; accepted is a JSON object of fields.")
+        setattr(model, name, value)
+    if not data.train_file or not training.output_dir:
         parser.error("train_file and output_dir are needed; see examples/configs/coco_regions.json.")
+    # The Trainer itself counts one process where a launcher starts several on CPUs.
+    processes = max(training.world_size, int(os.environ.get("WORLD_SIZE", "1")))
+    if processes > 1 or training.n_gpu > 1:
+        parser.error(
+            f"the run has {processes} processes, with {training.n_gpu} GPUs each; the contrastive batch does not span "
+            "processes yet. Start one process, on one GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
     return model, data, training
 
 
 def build_model(arguments: ModelArguments, text_backbone: str) -> PixCLIPForPreTraining:
-    if arguments.vision_model is None:
-        vision, vision_fields = PixCLIPVisionConfig(**arguments.vision_config), None
-    else:
-        vision, vision_fields = arguments.vision_model, arguments.vision_config
     return PixCLIPForPreTraining.from_vision_text_pretrained(
-        vision,
+        arguments.vision_model or PixCLIPVisionConfig(),
         text_backbone,
-        vision_kwargs=vision_fields,
+        vision_kwargs=arguments.vision_config,
         text_kwargs=arguments.text_config,
         **arguments.objective,
     )
@@ -150,8 +163,53 @@ def build_augmentation(arguments: DataArguments) -> RegionAugmentation | None:
     )
 
 
-def last_checkpoint(output_dir: str) -> str | None:
-    return get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+def checkpoint_to_go_on_from(
+    model: ModelArguments, data: DataArguments, training: RegionTrainingArguments
+) -> str | None:
+    """
+    Last checkpoint of the output folder, if any; files what the run is made of beside it.
+
+    Raises:
+        ValueError: If the folder belongs to a run of another model or other data.
+    """
+    run = {name: value for part in (model, data) for name, value in asdict(part).items() if name != "cache_dir"}
+    record = Path(training.output_dir) / "run_arguments.json"
+    checkpoint = last_complete_checkpoint(Path(training.output_dir)) if record.is_file() else None
+    if checkpoint is not None:
+        before = json.loads(record.read_text(encoding="utf-8"))
+        changed = [
+            f"{name} was {before.get(name)!r} and is {run.get(name)!r}"
+            for name in sorted({*run, *before})
+            if before.get(name) != run.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{training.output_dir} holds checkpoints of another run: {'; '.join(changed)}. Choose another "
+                "output_dir, delete this one, or take the options back."
+            )
+    write_json(record, run)
+    return training.resume_from_checkpoint or checkpoint
+
+
+def last_complete_checkpoint(output_dir: Path) -> str | None:
+    """Checkpoint of the highest step that was written to its end: the Trainer writes its state last."""
+    for folder in sorted(
+        output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True
+    ):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("%s was not written to its end and is passed over", folder)
+        else:
+            return str(folder)
+    return None
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def texts_of(dataset: RegionJsonlDataset, training: bool) -> list[str]:
@@ -166,7 +224,7 @@ def texts_of(dataset: RegionJsonlDataset, training: bool) -> list[str]:
 def retrieval_in_training(prediction) -> dict[str, float]:
     """`compute_metrics` of the Trainer: region-to-text recall over the whole evaluation set."""
     text_embeds, image_embeds = (torch.from_numpy(embeds) for embeds in prediction.predictions)
-    ranks = text_ranks(image_embeds, text_embeds).diagonal()
+    ranks = text_rank(image_embeds, text_embeds, torch.arange(len(text_embeds)))
     return {f"region_to_text_r{k}": (ranks <= k).float().mean().item() for k in (1, 5)}
 
 
@@ -174,7 +232,8 @@ def print_table(metrics: dict[str, dict[str, dict[str, float]]]) -> None:
     print(f"\n{'':<11}{'':<22}{'R@1':>8}{'R@5':>8}{'right of two':>14}")
     for split, rows in metrics.items():
         for row, values in rows.items():
-            print(f"{split:<11}{row:<22}{values['r1']:>8.3f}{values['r5']:>8.3f}{values['right_of_two']:>14.3f}")
+            r1, r5, right_of_two = (format_metric(values[key]) for key in ("r1", "r5", "right_of_two"))
+            print(f"{split:<11}{row:<22}{r1:>8}{r5:>8}{right_of_two:>14}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -184,20 +243,21 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=training_arguments.get_process_log_level())
     logger.setLevel(logging.INFO if training_arguments.should_log else logging.WARNING)
     set_seed(training_arguments.seed)
+    checkpoint = checkpoint_to_go_on_from(model_arguments, data_arguments, training_arguments)
 
     text_backbone = resolve_text_backbone(model_arguments.text_backbone, model_arguments.cache_dir)
-    model = build_model(model_arguments, text_backbone)
+    model = build_model(model_arguments, text_backbone).to(training_arguments.device)
     processor = build_processor(data_arguments, model, text_backbone)
     datasets = {"train": RegionJsonlDataset(data_arguments.train_file)}
-    if data_arguments.eval_file is not None:
+    if data_arguments.eval_file:
         datasets["held-out"] = RegionJsonlDataset(data_arguments.eval_file)
     text_embeddings = None
     if model.config.text_config.freeze_backbone:
         # A frozen LLM gives the same vectors in every epoch, so it runs once.
-        text_embeddings = TextEmbeddingCache(model_arguments.cache_dir, model.text_model, processor)
-        text_embeddings.embed(
-            text for name, dataset in datasets.items() for text in texts_of(dataset, name == "train")
-        )
+        cache = TextEmbeddingCache(model_arguments.cache_dir, model.text_model, processor)
+        cache.embed(text for name, dataset in datasets.items() for text in texts_of(dataset, name == "train"))
+        # Workers of a data loader must not carry the LLM that the cache holds.
+        text_embeddings = dict(cache)
     collator = PixCLIPDataCollator(
         processor,
         whole_image_share=data_arguments.whole_image_share,
@@ -217,7 +277,6 @@ def main(arguments: list[str] | None = None) -> None:
     )
     # First, so that reporters see the terms as well.
     trainer.callback_handler.callbacks.insert(0, LossTermsCallback())
-    checkpoint = training_arguments.resume_from_checkpoint or last_checkpoint(training_arguments.output_dir)
     if checkpoint is not None:
         logger.info("Going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -227,7 +286,7 @@ def main(arguments: list[str] | None = None) -> None:
     embeddings = {name: embed_regions(model, collator, dataset) for name, dataset in datasets.items()}
     metrics = {name: region_retrieval_metrics(embedded) for name, embedded in embeddings.items()}
     output_dir = Path(training_arguments.output_dir)
-    (output_dir / "region_retrieval.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(output_dir / "region_retrieval.json", metrics)
     shown = "held-out" if "held-out" in datasets else "train"
     write_report(output_dir / "report.html", trainer.state.log_history, metrics, datasets[shown], embeddings[shown])
     print_table(metrics)

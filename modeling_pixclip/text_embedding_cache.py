@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .modeling_text_pixclip import PixCLIPTextModel
-
-
-_SAMPLED_VALUES = 4096
 
 
 class TextEmbeddingCache(Mapping[str, torch.Tensor]):
@@ -27,12 +24,16 @@ class TextEmbeddingCache(Mapping[str, torch.Tensor]):
     The vectors are what [`PixCLIPTextModel`] takes as `backbone_embeds`. They are filed below a key of everything that
     they depend on: the backbone's configuration and weights, the pooling, the tokenizer, the template and the length
     limit; another model or template never reads them. Files are added, never rewritten, and appear by rename, so that
-    an interrupted run keeps what it computed and several processes may share a folder.
+    an interrupted run keeps what it computed and several processes may share a folder. Give `dict(cache)` to a collator
+    whose workers are spawned: the cache itself holds the model.
 
     Args:
         cache_dir (`str` or `os.PathLike`): Folder of the cache, made where it is missing.
         text_model ([`PixCLIPTextModel`]): Its backbone computes the vectors.
         processor ([`PixCLIPProcessor`]): Its template and tokenizer make the tokens.
+
+    Raises:
+        ValueError: If a file of the cache is damaged.
 
     Example:
         >>> from modeling_pixclip import PixCLIPDataCollator, TextEmbeddingCache
@@ -47,9 +48,14 @@ class TextEmbeddingCache(Mapping[str, torch.Tensor]):
         self.folder = Path(cache_dir) / _cache_key(text_model, processor)
         self._vectors: dict[str, torch.Tensor] = {}
         for file in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as shard:
-                texts = json.loads(shard.metadata()["texts"])
-                self._vectors.update(zip(texts, shard.get_tensor("vectors"), strict=True))
+            try:
+                with safe_open(file, framework="pt") as shard:
+                    texts = json.loads(shard.metadata()["texts"])
+                    self._vectors.update(zip(texts, shard.get_tensor("vectors"), strict=True))
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{file} is damaged ({error}); delete it, and its texts are computed again."
+                ) from error
 
     def __getitem__(self, text: str) -> torch.Tensor:
         return self._vectors[text]
@@ -112,13 +118,11 @@ def _cache_key(text_model: PixCLIPTextModel, processor: Any) -> str:
         "max_length": processor.text_max_length,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16)
     for name, parameter in text_model.backbone.state_dict().items():
-        # Training moves every value, so an even sample of a tensor tells it from any other of its name.
-        values = parameter.detach().flatten()[:: max(1, parameter.numel() // _SAMPLED_VALUES)]
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(values.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 __all__ = ["TextEmbeddingCache"]

@@ -68,7 +68,7 @@ def test_another_model_or_template_reads_nothing(tmp_path, change):
     model, processor = make_model(), make_processor()
     if change == "weights":
         with torch.no_grad():
-            model.backbone.layers[1].mlp.up_proj.weight *= 1.001
+            model.backbone.embed_tokens.weight[5, 3] += 1e-3
     elif change == "pooling":
         model = make_model(pooling="last")
     elif change == "direction":
@@ -109,6 +109,15 @@ class _FailAt:
         self.calls += 1
         if self.calls == self.call:
             raise KeyboardInterrupt
+
+
+def test_damaged_file_is_named(tmp_path):
+    cache = TextEmbeddingCache(tmp_path, make_model(), make_processor())
+    cache.embed(TEXTS)
+    [file] = cache.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=file.name):
+        TextEmbeddingCache(tmp_path, make_model(), make_processor())
 
 
 def test_training_mode_is_restored(tmp_path):
