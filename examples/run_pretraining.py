@@ -292,7 +292,11 @@ def main(arguments: list[str] | None = None) -> None:
     print_table(metrics)
     print(f"\nReport: {output_dir / 'report.html'}")
     if training_arguments.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub(
+            tasks="zero-shot-image-classification",
+            tags=["pixclip", "region-text"],
+            finetuned_from=model_arguments.vision_model or model_arguments.text_backbone,
+        )
 
 
 if __name__ == "__main__":
