@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,10 @@ from .region_datasets import RegionSample
 class PixCLIPDataCollator:
     """Makes the batch of the `global`, `crop` and `local` branches: full images, context crops, masks and texts.
 
-    Texts are de-duplicated into T rows, so that one text in two regions of a batch is no negative of itself. An image
-    without regions enters as a whole image if it has captions. Samples of `EvaluationRegions` are taken as they are: all
-    regions, no whole images, no augmentation. All randomness is from torch's global generator, which
-    the Trainer seeds, also in the workers of a data loader.
+    Texts are de-duplicated into T rows, without regard to whitespace around them, so that one text in two regions of a
+    batch is no negative of itself. An image without regions enters as a whole image if it has captions. Samples of
+    `EvaluationRegions` are taken as they are: all regions, no whole images, no augmentation. All randomness is from
+    torch's global generator, which the Trainer seeds, also in the workers of a data loader.
 
     Give the Trainer `remove_unused_columns=False`: it would otherwise take the samples apart before they get here.
 
@@ -35,8 +36,8 @@ class PixCLIPDataCollator:
         augmentation (`Callable`, *optional*):
             Takes a sample with the chosen regions, returns one; see `RegionAugmentation`.
         text_embeddings (`Mapping[str, torch.Tensor]`, *optional*):
-            Pooled vectors (W,) of the text backbone by text. If given, the batch has `backbone_embeds` in place of
-            tokens.
+            Pooled vectors (W,) of the text backbone by text, as the samples hold it. If given, the batch has
+            `backbone_embeds` in place of tokens.
 
     Raises:
         ValueError: If a setting is out of its limits.
@@ -91,7 +92,8 @@ class PixCLIPDataCollator:
                 return_loss: `True`.
 
         Raises:
-            ValueError: If no region is left, a sample is malformed, or `text_embeddings` lacks a text.
+            ValueError: If no region is left, a sample is malformed, or `text_embeddings` lacks a text. Names the
+                sample by its place in the batch and by its `image_id`.
         """
         chosen = [self._choose(sample, position) for position, sample in enumerate(samples)]
         if not any(sample["masks"] for sample in chosen):
@@ -102,25 +104,36 @@ class PixCLIPDataCollator:
         if self.augmentation is not None:
             chosen = [sample if sample.get("evaluation") else self.augmentation(sample) for sample in chosen]
 
-        rows: dict[str, int] = {}
-        region_rows, object_rows = [], []
-        for sample in chosen:
+        # Stripped texts, as the processor sees them, tell rows apart; vectors are filed under a text as it is given.
+        given: dict[str, str] = {}
+        region_keys, object_keys = [], []
+        for position, sample in enumerate(chosen):
             for text, object_text in zip(sample["texts"], sample["object_texts"]):
-                region_rows.append(rows.setdefault(text, len(rows)))
-                object_rows.append(rows.setdefault(text if object_text is None else object_text, len(rows)))
-        texts = list(rows)
-        batch = self.processor(
-            images=[sample["image"] for sample in chosen],
-            masks=[sample["masks"] for sample in chosen],
-            text=texts if self.text_embeddings is None else None,
-            crops=self.crops,
-            return_tensors="pt",
-        )
+                for keys, item in ((region_keys, text), (object_keys, text if object_text is None else object_text)):
+                    if not isinstance(item, str) or not item.strip():
+                        raise ValueError(
+                            f"samples[{position}] (image {sample['image_id']!r}) has the text {item!r}; a text is a "
+                            f"non-empty string."
+                        )
+                    keys.append(item.strip())
+                    given.setdefault(item.strip(), item)
+        row_of = {key: row for row, key in enumerate(given)}
+        texts = list(given.values())
+        try:
+            batch = self.processor(
+                images=[sample["image"] for sample in chosen],
+                masks=[sample["masks"] for sample in chosen],
+                text=texts if self.text_embeddings is None else None,
+                crops=self.crops,
+                return_tensors="pt",
+            )
+        except ValueError as error:
+            raise ValueError(_name_images(str(error), chosen)) from error
         batch = dict(batch)
         if self.text_embeddings is not None:
             batch["backbone_embeds"] = torch.stack([self._embedding(text) for text in texts])
-        batch["region_text_index"] = torch.tensor(region_rows)
-        batch["object_text_index"] = torch.tensor(object_rows)
+        batch["region_text_index"] = torch.tensor([row_of[key] for key in region_keys])
+        batch["object_text_index"] = torch.tensor([row_of[key] for key in object_keys])
         batch["return_loss"] = True
         return batch
 
@@ -155,6 +168,13 @@ class PixCLIPDataCollator:
                 f"text_embeddings has no vector for the text {text!r}; embed every region text, object text and "
                 f"caption of the data set first."
             ) from error
+
+
+def _name_images(message: str, samples: Sequence[RegionSample]) -> str:
+    """Adds whose image an `images[3]` or `masks[3][0]` of a message is: places in a shuffled batch say nothing."""
+    places = dict.fromkeys(map(int, re.findall(r"\b(?:images|masks)\[(\d+)\]", message)))
+    names = [f"images[{i}] is image {samples[i]['image_id']!r}" for i in places if i < len(samples)]
+    return f"{message} ({', '.join(names)})" if names else message
 
 
 def _as_whole_image(sample: RegionSample) -> RegionSample:

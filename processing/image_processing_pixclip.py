@@ -383,7 +383,7 @@ def _load_image(image: Any, name: str, options: dict) -> Image.Image:
             f"`transformers.image_utils.load_image(url)`, and pass the image."
         )
     if isinstance(image, (str, os.PathLike)):
-        return _read_image(image, name, options)
+        return read_image(image, name, options)
     if isinstance(image, (np.ndarray, torch.Tensor)):
         image = _array_to_image(to_numpy(image, name), name, options["input_data_format"])
     if not isinstance(image, Image.Image):
@@ -398,12 +398,33 @@ def _load_image(image: Any, name: str, options: dict) -> Image.Image:
         raise ValueError(f"{name} cannot be read, its file is damaged or closed: {error}.") from error
 
 
-def _read_image(path: str | os.PathLike, name: str, options: dict) -> Image.Image:
+def read_image(path: str | os.PathLike, name: str, options: dict | None = None, upright: bool = True) -> Image.Image:
+    """Reads a local file as an 8-bit RGB image.
+
+    Args:
+        path: The file.
+        name: How error messages call this image.
+        options: Holds `do_convert_rgb` and `max_image_pixels`, defaults to those of `PixCLIPImageProcessor`.
+        upright: Whether to turn the image upright by its EXIF orientation.
+
+    Returns:
+        `PIL.Image.Image` of mode RGB.
+
+    Raises:
+        ValueError: If the file cannot be read, is too large, or has no conversion to 8 bits that fits every case.
+
+    Example:
+        >>> read_image("examples/data/coco_regions/images/000000000030.jpg", "photo").mode
+        'RGB'
+    """
+    if options is None:
+        options = {name: getattr(PixCLIPImageProcessor, name) for name in ("do_convert_rgb", "max_image_pixels")}
     try:
         with Image.open(path) as image:
             _check_pixels(image, name, options)
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image, name, options)
     except _ImageRefused:
         raise

@@ -6,17 +6,17 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
+from .image_processing_pixclip import read_image
 from .region_description import describe_regions
 from .region_nouns import noun_of
-from .regions import is_polygons, to_mask
+from .regions import BOX_TOLERANCE, encloses_area, is_polygons, mask_runs, polygon_points, to_mask
 
 
 class RegionSample(TypedDict):
@@ -43,8 +43,14 @@ class RegionSample(TypedDict):
     evaluation: NotRequired[bool]
 
 
+class _RegionDataset(Dataset):
+    # accelerate cuts predictions to this length modulo the batch; they have one row a region, not a sample, so that no
+    # cut is right.
+    total_dataset_length = 0
+
+
 _RECORD_KEYS = {
-    "image": (str, "a path relative to image_root", True),
+    "image": (str, "a path below image_root, relative to it", True),
     "image_id": (str, "a string", True),
     "width": (int, "a positive integer, in pixels", True),
     "height": (int, "a positive integer, in pixels", True),
@@ -60,12 +66,12 @@ _REGION_KEYS = {
 }
 
 
-class RegionJsonlDataset(Dataset):
+class RegionJsonlDataset(_RegionDataset):
     """Reads JSON lines of images with region masks and texts.
 
     One image a line, UTF-8, blank lines allowed:
 
-        {"image": "images/1.jpg",            path relative to image_root, "/" between folders
+        {"image": "images/1.jpg",            path below image_root, relative to it, "/" between folders
          "image_id": "1",
          "width": 448, "height": 336,        pixels of the image file
          "captions": ["Two dogs play."],     optional; captions of the whole image
@@ -76,8 +82,9 @@ class RegionJsonlDataset(Dataset):
              "text": "A brown dog ...",      the long region text
              "text_source": "written"}]}     optional; who wrote the text, for the record only
 
-    Every record is checked when the data set is made, except for the pixels: images open when they are indexed, and
-    masks stay as they are until a processor decodes them. Other keys are an error, so that a misspelt one shows.
+    Every record is checked when the data set is made, its masks too, except for the pixels of the images: these open
+    when they are indexed, by the rules of `PixCLIPImageProcessor` but as stored, without regard to EXIF orientation.
+    Other keys are an error, so that a misspelt one shows. Texts and captions lose the whitespace around them.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -86,8 +93,8 @@ class RegionJsonlDataset(Dataset):
             Folder that the images' paths are relative to.
 
     Raises:
-        ValueError: If a line is not such a record or its image file is missing; names file, line, key and what is
-            accepted.
+        ValueError: If a line is not such a record or its image file is missing, or, when indexed, the image cannot
+            be read; names file, line, key and what is accepted.
 
     Example:
         >>> import tempfile
@@ -104,10 +111,12 @@ class RegionJsonlDataset(Dataset):
         self.path = Path(path)
         self.image_root = self.path.parent if image_root is None else Path(image_root)
         self.records: list[dict[str, Any]] = []
+        self._line_numbers: list[int] = []
         with open(self.path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     self.records.append(self._read_line(line, f"{self.path}, line {number}"))
+                    self._line_numbers.append(number)
         if not self.records:
             raise ValueError(f"{self.path} holds no record; a record is one JSON object a line.")
 
@@ -120,6 +129,9 @@ class RegionJsonlDataset(Dataset):
         file = self.image_root / record["image"]
         if not file.is_file():
             raise ValueError(f"{where}: key 'image' names {file}, which is not a file; check image_root.")
+        record["captions"] = [caption.strip() for caption in record.get("captions", [])]
+        for region in record["regions"]:
+            region.update({key: region[key].strip() for key in ("text", "object_text") if region.get(key)})
         return record
 
     def __len__(self) -> int:
@@ -127,13 +139,13 @@ class RegionJsonlDataset(Dataset):
 
     def __getitem__(self, index: int) -> RegionSample:
         record = self.records[index]
-        file = self.image_root / record["image"]
-        image = _open_image(file, record["width"], record["height"], str(self.path))
+        where = f"{self.path}, line {self._line_numbers[index]}"
+        image = _open_image(self.image_root / record["image"], record["width"], record["height"], where)
         regions = record["regions"]
         return {
             "image": image,
             "image_id": record["image_id"],
-            "captions": list(record.get("captions", [])),
+            "captions": list(record["captions"]),
             "masks": [region["mask"] for region in regions],
             "texts": [region["text"] for region in regions],
             "object_texts": [region.get("object_text") for region in regions],
@@ -141,17 +153,24 @@ class RegionJsonlDataset(Dataset):
         }
 
 
-class CocoRegionDataset(Dataset):
+class CocoRegionDataset(_RegionDataset):
     """Reads photos with COCO instances, panoptic segments, or both, and captions.
 
     Regions of a photo: its instances; and from the panoptic file its stuff segments or, where the instances file does
-    not list the photo, all its segments. What is no region is counted by reason in `rejected`:
+    not list the photo, all its segments. What is left out is counted by reason in `rejected`:
 
     * `"crowd"`: `iscrowd` is set;
     * `"empty"`: no pixel;
-    * `"degenerate polygon"`: a polygon of fewer than 3 points;
+    * `"degenerate polygon"`: no part of the polygon encloses an area (fewer than 3 points, or all on one line);
+    * `"outside the photo"`: a vertex more than a pixel outside;
     * `"too small"`: less than `min_area_fraction` of the photo (it still counts for the texts of others);
-    * `"photo without region"`: a whole photo of which no region is left.
+    * `"photo without region"`: a whole photo of which no region is left;
+    * `"blank caption"`: a caption without a letter.
+
+    Polygons that are changed, not left out, are counted in `repaired`:
+
+    * `"degenerate part dropped"`: some of its parts enclose no area, the others are the region;
+    * `"clipped to the photo"`: a vertex up to a pixel outside, by rounding of the annotation, is set onto the edge.
 
     Args:
         image_dir (`str` or `os.PathLike`):
@@ -172,10 +191,12 @@ class CocoRegionDataset(Dataset):
             Read only these photos of the annotation files; all by default.
 
     Attributes:
-        rejected (`collections.Counter`): How many regions were left out, by reason.
+        rejected (`collections.Counter`): How many regions, photos and captions were left out, by reason.
+        repaired (`collections.Counter`): How many polygons were changed, by repair.
 
     Raises:
-        ValueError: If an annotation file lacks a key or an image, PNG or category is missing; names the file and item.
+        ValueError: If an annotation file lacks a key, an image, PNG or category is missing, or a segmentation is
+            malformed, or, when indexed, an image cannot be read; names the file and item.
 
     Example:
         >>> import tempfile
@@ -214,6 +235,7 @@ class CocoRegionDataset(Dataset):
         self.image_dir = Path(image_dir)
         self.compose_texts = compose_texts
         self.rejected: Counter[str] = Counter()
+        self.repaired: Counter[str] = Counter()
         self._min_area_fraction = min_area_fraction
         self._image_ids = None if image_ids is None else frozenset(image_ids)
         if panoptic_file is not None and panoptic_dir is None:
@@ -248,15 +270,45 @@ class CocoRegionDataset(Dataset):
             if annotation.get("iscrowd"):
                 self.rejected["crowd"] += 1
                 photo["grouped"].add(name)
-            elif not _is_segmentation(mask):
+                continue
+            if isinstance(mask, list):
+                mask = self._repair(mask, photo, f"{where}: segmentation")
+            elif not isinstance(mask, dict):
                 raise ValueError(
                     f"{where}: key 'segmentation' is a {type(mask).__name__}; accepted are polygons [[x1, y1, ...]] "
                     f"and RLE {{'size': [height, width], 'counts': ...}}."
                 )
-            elif isinstance(mask, list) and any(len(polygon) < 6 for polygon in mask):
-                self.rejected["degenerate polygon"] += 1
-            else:
-                self._add_region(photo, name, mask, _mask_area(mask, photo["height"], photo["width"]))
+            if mask is not None:
+                runs = mask_runs(mask, photo["height"], photo["width"], f"{where}: key 'segmentation'")
+                self._add_region(photo, name, mask, runs[1::2].sum())
+
+    def _repair(self, polygons: list[Any], photo: dict[str, Any], where: str) -> list[Any] | None:
+        """Returns the polygons as a mask that every later step takes, or `None` where there is none; counts either."""
+        if not polygons:
+            self.rejected["empty"] += 1
+            return None
+        kept, clipped = [], False
+        for number, polygon in enumerate(polygons):
+            if polygon != [] and not is_polygons([polygon]):
+                raise ValueError(f"{where}[{number}] is {polygon!r:.200}; accepted is [x1, y1, x2, y2, ...].")
+            points = polygon_points(polygon, f"{where}[{number}]")
+            inside = np.clip(points, 0, [photo["width"], photo["height"]])
+            distance = np.abs(points - inside).max(initial=0)
+            if distance > 1:
+                self.rejected["outside the photo"] += 1
+                return None
+            rounding = distance <= BOX_TOLERANCE
+            if encloses_area(points if rounding else inside):
+                kept.append(polygon if rounding else inside.ravel().tolist())
+                clipped = clipped or not rounding
+        if not kept:
+            self.rejected["degenerate polygon"] += 1
+            return None
+        if len(kept) < len(polygons):
+            self.repaired["degenerate part dropped"] += 1
+        if clipped:
+            self.repaired["clipped to the photo"] += 1
+        return kept
 
     def _read_panoptic(self, path: Path, photos: dict[int, dict[str, Any]]) -> None:
         content = _read_coco(path, ("images", "annotations", "categories"))
@@ -301,6 +353,7 @@ class CocoRegionDataset(Dataset):
                 )
             photos[image_id] = {
                 "file": self.image_dir / file_name,
+                "where": where,
                 "image_id": str(image_id),
                 "width": width,
                 "height": height,
@@ -324,14 +377,17 @@ class CocoRegionDataset(Dataset):
         for number, annotation in enumerate(content["annotations"]):
             image_id, caption = _require(annotation, ("image_id", "caption"), f"{path}: annotations[{number}]")
             if image_id in photos:
-                photos[image_id]["captions"].append(" ".join(caption.split()))
+                if caption.strip():
+                    photos[image_id]["captions"].append(" ".join(caption.split()))
+                else:
+                    self.rejected["blank caption"] += 1
 
     def __len__(self) -> int:
         return len(self._photos)
 
     def __getitem__(self, index: int) -> RegionSample:
         photo = self._photos[index]
-        image = _open_image(photo["file"], photo["width"], photo["height"], "its annotation file")
+        image = _open_image(photo["file"], photo["width"], photo["height"], photo["where"])
         panoptic = None if photo["panoptic"] is None else _open_panoptic(photo)
         regions = photo["regions"] if self.compose_texts else [r for r in photo["regions"] if r["accepted"]]
         masks = [
@@ -365,11 +421,12 @@ class CocoRegionDataset(Dataset):
         }
 
 
-class EvaluationRegions(Dataset):
+class EvaluationRegions(_RegionDataset):
     """Marks the samples of a reader as held out: `PixCLIPDataCollator` then takes every region, unchanged.
 
     The Trainer has one collator for training and evaluation; what that draws at random (whole images, a subset of the
-    regions, augmentation) would make an evaluation noisy.
+    regions, augmentation) would make an evaluation noisy. Around a wrapper of a reader, such as torch's `Subset`, it
+    also keeps accelerate from cutting the last batch's rows to the number of its samples.
 
     Args:
         samples (`Sequence[RegionSample]`):
@@ -380,10 +437,6 @@ class EvaluationRegions(Dataset):
         >>> EvaluationRegions(dataset)[0]["evaluation"]
         True
     """
-
-    # accelerate cuts predictions to this length modulo the batch; they have one row a region, not a sample, so that no
-    # cut is right.
-    total_dataset_length = 0
 
     def __init__(self, samples: Sequence[RegionSample]):
         self.samples = samples
@@ -438,23 +491,37 @@ def _check_record(record: Any, where: str) -> None:
     for key in ("width", "height"):
         if record[key] < 1:
             raise ValueError(f"{where}: key {key!r} is {record[key]}; accepted is {_RECORD_KEYS[key][1]}.")
+    # Both separators and drive letters, so that a file means the same on every system.
+    image = PureWindowsPath(record["image"])
+    if image.anchor or ".." in image.parts:
+        raise ValueError(f"{where}: key 'image' is {record['image']!r}; accepted is {_RECORD_KEYS['image'][1]}.")
     for number, caption in enumerate(record.get("captions", [])):
-        if not isinstance(caption, str) or not caption.strip():
+        if not isinstance(caption, str) or not _is_text(caption):
             raise ValueError(f"{where}: captions[{number}] is {caption!r}; a caption is a non-empty string.")
     for number, region in enumerate(record["regions"]):
         region_where = f"{where}: regions[{number}]"
         _check_keys(region, _REGION_KEYS, region_where)
         for key in ("text", "object_text"):
-            if region.get(key) is not None and not region[key].strip():
-                raise ValueError(f"{region_where}: key {key!r} is empty; accepted is {_REGION_KEYS[key][1]}.")
+            if region.get(key) is not None and not _is_text(region[key]):
+                raise ValueError(
+                    f"{region_where}: key {key!r} is empty or not Unicode ({region[key]!r}); accepted is "
+                    f"{_REGION_KEYS[key][1]}."
+                )
         mask, size = region["mask"], [record["height"], record["width"]]
-        if not _is_segmentation(mask):
+        if not (is_polygons(mask) or (isinstance(mask, dict) and {"size", "counts"} <= mask.keys())):
             raise ValueError(f"{region_where}: key 'mask' is not a mask; accepted is {_REGION_KEYS['mask'][1]}.")
         if isinstance(mask, dict) and mask["size"] != size:
             raise ValueError(
                 f"{region_where}: key 'mask' has size {mask['size']}, but the image has [height, width] = {size}; "
                 f"a mask is given at the size of its image."
             )
+        if not mask_runs(mask, *size, f"{region_where}: key 'mask'")[1::2].any():
+            raise ValueError(f"{region_where}: key 'mask' is empty, not one pixel is set; remove the region.")
+
+
+def _is_text(text: str) -> bool:
+    # JSON can hold half a surrogate pair, which no tokenizer takes.
+    return bool(text.strip()) and text.encode("utf-8", "ignore").decode("utf-8") == text
 
 
 def _check_keys(item: Any, keys: dict[str, tuple[Any, str, bool]], where: str) -> None:
@@ -469,20 +536,6 @@ def _check_keys(item: Any, keys: dict[str, tuple[Any, str, bool]], where: str) -
                 raise ValueError(f"{where}: key {key!r} is missing; it is {accepted}.")
         elif not isinstance(item[key], kind) or isinstance(item[key], bool):
             raise ValueError(f"{where}: key {key!r} is {item[key]!r}; accepted is {accepted}.")
-
-
-def _is_segmentation(mask: Any) -> bool:
-    if isinstance(mask, Mapping):
-        return {"size", "counts"} <= mask.keys()
-    return mask == [] or is_polygons(mask)
-
-
-def _mask_area(mask: Any, height: int, width: int) -> int:
-    if isinstance(mask, list):
-        return int(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(mask, height, width)))) if mask else 0
-    return int(
-        coco_mask.area(coco_mask.frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask)
-    )
 
 
 def _read_coco(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -520,18 +573,18 @@ def _require(item: dict[str, Any], keys: tuple[str, ...], where: str) -> list[An
     return [item[key] for key in keys]
 
 
-def _open_image(file: Path, width: int, height: int, source: str) -> Image.Image:
+def _open_image(file: Path, width: int, height: int, where: str) -> Image.Image:
     # The image's own orientation tag is not applied: masks are drawn on the pixels as stored, as COCO's are.
-    with Image.open(file) as opened:
-        image = opened.convert("RGB")
+    image = read_image(file, f"{where}: {file}", upright=False)
     if image.size != (width, height):
         raise ValueError(
-            f"{file} is {image.width} pixels wide and {image.height} high, but {source} says {width} and {height}."
+            f"{where}: {file} is {image.width} pixels wide and {image.height} high, but its entry says {width} and "
+            f"{height}."
         )
     return image
 
 
 def _open_panoptic(photo: dict[str, Any]) -> np.ndarray:
-    image = _open_image(photo["panoptic"], photo["width"], photo["height"], "the JSON of its photo")
+    image = _open_image(photo["panoptic"], photo["width"], photo["height"], photo["where"])
     red, green, blue = np.moveaxis(np.asarray(image).astype(np.int64), -1, 0)
     return red + 256 * green + 65536 * blue

@@ -62,10 +62,10 @@ def to_mask(mask: Any, height: int, width: int, name: str = "mask") -> np.ndarra
         array([[0., 1., 0.],
                [0., 1., 0.]], dtype=float32)
     """
-    if isinstance(mask, dict):
-        canonical = _decode_rle(mask, height, width, name)
-    elif is_polygons(mask):
-        canonical = _rasterise_polygons(mask, height, width, name)
+    if isinstance(mask, dict) or is_polygons(mask):
+        runs = mask_runs(mask, height, width, name)
+        values = (np.arange(len(runs)) % 2).astype(np.float32)
+        canonical = np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
     elif isinstance(mask, Image.Image):
         if mask.mode not in ("1", "L"):
             raise ValueError(
@@ -165,46 +165,86 @@ def is_polygons(value: Any) -> bool:
     return False
 
 
-def _rasterise_polygons(polygons: Any, height: int, width: int, name: str) -> np.ndarray:
+def mask_runs(mask: Any, height: int, width: int, name: str = "mask") -> np.ndarray:
+    """Checks an RLE or polygons as `to_mask` does, except for emptiness, without building the array.
+
+    Args:
+        mask: COCO RLE dict or polygons, see `to_mask`.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        name: How error messages call this mask.
+
+    Returns:
+        Lengths of the runs in pixels, int64, down one column after the other; every second run is the region.
+
+    Raises:
+        ValueError: If the mask is malformed or does not fit the image.
+
+    Example:
+        >>> runs = mask_runs({"size": [2, 3], "counts": [2, 2, 2]}, height=2, width=3)
+        >>> int(runs[1::2].sum())
+        2
+    """
+    return _rle_runs(
+        mask if isinstance(mask, dict) else _polygons_to_rle(mask, height, width, name), height, width, name
+    )
+
+
+def polygon_points(polygon: Any, name: str) -> np.ndarray:
+    """Returns the points of one polygon, float64 of shape (N, 2), wherever they lie.
+
+    Raises:
+        ValueError: If it is neither [x1, y1, x2, y2, ...] nor an (N, 2) array of finite numbers.
+    """
+    points = _to_numbers(polygon, name, "a list of numbers [x1, y1, x2, y2, ...]")
+    if points.ndim == 1 and points.size % 2:
+        raise ValueError(f"{name} has {points.size} coordinates; x and y come in pairs [x1, y1, x2, y2, ...].")
+    if points.ndim not in (1, 2) or (points.ndim == 2 and points.shape[1] != 2):
+        raise ValueError(f"{name} has shape {points.shape}; accepted are [x1, y1, x2, y2, ...] and (N, 2) arrays.")
+    if not np.isfinite(points).all():
+        raise ValueError(f"{name} contains NaN or infinite coordinates.")
+    return points.reshape(-1, 2)
+
+
+def encloses_area(points: np.ndarray) -> bool:
+    """Whether points (N, 2) are at least three that do not all lie on one line."""
+    if len(points) < 3:
+        return False
+    spread = points - points[0]
+    far = spread[np.argmax((spread**2).sum(axis=1))]
+    return bool((spread[:, 0] * far[1] != spread[:, 1] * far[0]).any())
+
+
+def _polygons_to_rle(polygons: Any, height: int, width: int, name: str) -> dict:
     if coco_mask is None:
         raise ImportError(f"{name} is given as polygons, which need pycocotools: pip install pycocotools")
     flat = []
     for index, polygon in enumerate(polygons):
         where = f"{name}, polygon {index},"
-        points = _to_numbers(polygon, where, "a list of numbers [x1, y1, x2, y2, ...]")
-        if len(polygons) == height and points.shape == (width,) and ((points >= 0) & (points <= 1)).all():
+        numbers = _to_numbers(polygon, where, "a list of numbers [x1, y1, x2, y2, ...]")
+        if len(polygons) == height and numbers.shape == (width,) and ((numbers >= 0) & (numbers <= 1)).all():
             raise ValueError(
                 f"{name} is a list of {height} lists of {width} numbers, which reads as polygons; pass such a mask as "
                 f"an array, `np.array(mask)`."
             )
-        if points.ndim == 1 and points.size % 2:
-            raise ValueError(f"{where} has {points.size} coordinates; x and y come in pairs [x1, y1, x2, y2, ...].")
-        if points.ndim not in (1, 2) or (points.ndim == 2 and points.shape[1] != 2):
-            raise ValueError(
-                f"{where} has shape {points.shape}; accepted are [x1, y1, x2, y2, ...] and (N, 2) arrays."
-            )
-        points = points.reshape(-1, 2)
+        points = polygon_points(numbers, where)
         if len(points) < 3:
             raise ValueError(
                 f"{where} has {len(points)} points; a polygon is a flat list [x1, y1, x2, y2, ...] of at least 3."
             )
-        if not np.isfinite(points).all():
-            raise ValueError(f"{where} contains NaN or infinite coordinates.")
         if (points < -BOX_TOLERANCE).any() or (points > np.array([width, height]) + BOX_TOLERANCE).any():
             raise ValueError(
                 f"{where} spans x {points[:, 0].min():.9g}..{points[:, 0].max():.9g} and "
                 f"y {points[:, 1].min():.9g}..{points[:, 1].max():.9g}, outside its image of width {width} and height "
                 f"{height}. Clip it, or check that mask and image belong together."
             )
-        spread = points - points[0]
-        far = spread[np.argmax((spread**2).sum(axis=1))]
-        if not (spread[:, 0] * far[1] != spread[:, 1] * far[0]).any():
+        if not encloses_area(points):
             raise ValueError(f"{where} has no area: all its points lie on one line.")
         flat.append(points.ravel().tolist())
-    return _decode_rle(coco_mask.merge(coco_mask.frPyObjects(flat, height, width)), height, width, name)
+    return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
 
 
-def _decode_rle(rle: dict, height: int, width: int, name: str) -> np.ndarray:
+def _rle_runs(rle: dict, height: int, width: int, name: str) -> np.ndarray:
     # pycocotools leaves memory unset where the counts add up to less than the mask, hence a decoder that checks.
     if not {"size", "counts"} <= rle.keys():
         raise ValueError(f"{name} is a dict with the keys {sorted(map(str, rle))}; COCO RLE has 'size' and 'counts'.")
@@ -227,8 +267,7 @@ def _decode_rle(rle: dict, height: int, width: int, name: str) -> np.ndarray:
             f"{name} is a malformed RLE: its {len(runs)} runs must be positive and add up to "
             f"{height} * {width} = {height * width}, but they add up to {runs.sum()}."
         )
-    values = (np.arange(len(runs)) % 2).astype(np.float32)
-    return np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
+    return runs
 
 
 def _decompress_counts(counts: str | bytes, name: str) -> np.ndarray:

@@ -146,6 +146,16 @@ def test_text_embeddings_replace_tokens(processor):
         PixCLIPDataCollator(processor, text_embeddings=embeddings)([sample])
 
 
+def test_whitespace_around_texts_makes_no_other_text(processor):
+    samples = [make_sample("0", 1, object_texts=[" a car"]), make_sample("1", 1, object_texts=["a car\n"])]
+    samples[1]["texts"] = [f" {samples[0]['texts'][0]} "]
+    batch = PixCLIPDataCollator(processor)(samples)
+    assert batch["region_text_index"].tolist() == [0, 0] and batch["object_text_index"].tolist() == [1, 1]
+    assert batch["input_ids"].shape[0] == 2
+    embeddings = {text: torch.zeros(4) for sample in samples for text in sample["texts"] + sample["object_texts"]}
+    assert PixCLIPDataCollator(processor, text_embeddings=embeddings)(samples)["backbone_embeds"].shape == (2, 4)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_follow_the_seed(processor, workers):
     samples = [make_sample(str(i), 6, ["the whole photo", "a photo"]) for i in range(4)]
@@ -174,6 +184,13 @@ def test_malformed_samples_and_settings_are_named(processor):
         collator([make_sample("0", 1), {k: v for k, v in make_sample("1", 1).items() if k != "image"}])
     with pytest.raises(ValueError, match=r"samples\[0\] \(image '0'\).*'texts': 1"):
         collator([{**make_sample("0", 2), "texts": ["region"]}])
+    for text in (" ", 7):
+        with pytest.raises(ValueError, match=rf"samples\[1\] \(image '1'\) has the text {text!r}"):
+            collator([make_sample("0", 2), {**make_sample("1", 1), "texts": [text]}])
+    with pytest.raises(ValueError, match=r"^masks\[1\]\[0\] is empty.* \(images\[1\] is image 'photo 7'\)$"):
+        collator([make_sample("0", 2), {**make_sample("photo 7", 1), "masks": [np.zeros((40, 60), dtype=bool)]}])
+    with pytest.raises(ValueError, match=r"^images\[0\] cannot be read .* \(images\[0\] is image 'photo 7'\)$"):
+        collator([{**make_sample("photo 7", 1), "image": "no such file.png"}])
     with pytest.raises(ValueError, match="whole_image_share is 2"):
         PixCLIPDataCollator(processor, whole_image_share=2)
     with pytest.raises(ValueError, match="max_regions_per_image is 0"):

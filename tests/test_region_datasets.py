@@ -6,7 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from processing_pixclip import (
     CocoRegionDataset,
@@ -112,6 +114,31 @@ def change(record, *keys, value=None, delete=False):
         (("regions", 0, "mask"), {"value": {"size": [1, 1]}}, r"line 2: regions\[0\]: key 'mask' is not a mask"),
         (("regions", 0, "mask", "size"), {"value": [WIDTH, HEIGHT]}, r"regions\[0\]: key 'mask' has size \[60, 40\]"),
         (("regions", 0, "txet"), {"value": "A kite."}, r"line 2: regions\[0\]: key 'txet' is unknown"),
+        (("regions", 1, "text"), {"value": "half \ud83d"}, r"line 2: regions\[1\]: key 'text' is .*not Unicode"),
+        (("image",), {"value": "/etc/hostname"}, "line 2: key 'image' is '/etc/hostname'; accepted is a path below"),
+        (("image",), {"value": "images/../images/1.png"}, r"line 2: key 'image' is .*\.\."),
+        (("image",), {"value": "..\\1.png"}, "line 2: key 'image' is"),
+        (("image",), {"value": "C:1.png"}, "line 2: key 'image' is"),
+        (("regions", 1, "mask"), {"value": []}, r"line 2: regions\[1\]: key 'mask' is not a mask"),
+        (
+            ("regions", 1, "mask"),
+            {"value": [[1, 1, 9, 9]]},
+            r"line 2: regions\[1\]: key 'mask', polygon 0, has 2 points",
+        ),
+        (
+            ("regions", 1, "mask"),
+            {"value": polygon(50, 5, 70, 9)},
+            r"line 2: regions\[1\]: key 'mask'.* outside its im",
+        ),
+        (
+            ("regions", 1, "mask"),
+            {"value": polygon(5, 5, 9, 9) + ["x"]},
+            r"line 2: regions\[1\]: key 'mask', polygon 1",
+        ),
+        (("regions", 0, "mask", "counts"), {"value": [10, 10]}, r"line 2: regions\[0\]: key 'mask' .*add up to 20"),
+        (("regions", 0, "mask", "counts"), {"value": "zz"}, r"line 2: regions\[0\]: key 'mask' is a malformed RLE"),
+        (("regions", 0, "mask", "counts"), {"value": 5}, r"line 2: regions\[0\]: key 'mask' is an RLE whose counts"),
+        (("regions", 0, "mask", "counts"), {"value": [WIDTH * HEIGHT]}, r"line 2: regions\[0\]: key 'mask' is empty"),
     ],
 )
 def test_jsonl_names_line_and_key(tmp_path, record, keys, options, message):
@@ -139,6 +166,56 @@ def test_image_file_of_another_size_is_an_error(tmp_path, record):
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(tmp_path / "images" / "1.png")
     with pytest.raises(ValueError, match="1.png is 60 pixels wide and 41 high"):
         dataset[0]
+
+
+def deep_png(path):
+    Image.fromarray(np.full((HEIGHT, WIDTH), 30000, dtype=np.uint16)).save(path)
+
+
+def truncated_png(path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    "write, message", [(deep_png, "1.png has PIL mode 'I;16'"), (truncated_png, "1.png cannot be read .*OSError")]
+)
+def test_jsonl_reads_images_by_the_rules_of_the_processor(tmp_path, record, write, message):
+    write(tmp_path / "images" / "1.png")
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n" + json.dumps(record))
+    dataset = RegionJsonlDataset(path)
+    with pytest.raises(ValueError, match=f"data.jsonl, line 2: .*{message}"):
+        dataset[0]
+
+
+def test_images_stay_as_stored(tmp_path, record):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / "1.png", exif=exif)
+    assert RegionJsonlDataset(write_lines(tmp_path, record))[0]["image"].size == (WIDTH, HEIGHT)
+
+
+def test_texts_lose_the_whitespace_around_them(tmp_path, record):
+    record["captions"] = [" A red wall.\n"]
+    record["regions"][0].update(text="\tA red kite on a wall. ", object_text=" a red kite")
+    dataset = RegionJsonlDataset(write_lines(tmp_path, record))
+    sample = dataset[0]
+    assert sample["captions"] == ["A red wall."] and sample["texts"][0] == "A red kite on a wall."
+    assert sample["object_texts"] == ["a red kite", None]
+    assert dataset.records[0]["regions"][0]["text"] == sample["texts"][0]
+
+
+def test_an_evaluation_of_a_plain_reader_keeps_every_row(tmp_path, record):
+    dataset = RegionJsonlDataset(write_lines(tmp_path, *[change(record, "image_id", value=str(i)) for i in range(3)]))
+    loader = DataLoader(dataset, batch_size=2, collate_fn=lambda samples: sum((s["texts"] for s in samples), []))
+    accelerator = Accelerator(cpu=True)
+    rows = [
+        row
+        for texts in accelerator.prepare(loader)
+        for row in accelerator.gather_for_metrics(texts, use_gather_object=True)
+    ]
+    assert len(rows) == 6
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, record):
@@ -238,6 +315,44 @@ def test_coco_instances_only_and_chosen_photos(coco):
     assert [dataset[i]["image_id"] for i in range(len(dataset))] == ["2"] and not dataset.rejected
 
 
+def read_polygons(folder, *segmentations, **options):
+    annotations = [{"image_id": 1, "category_id": 2, "segmentation": mask} for mask in segmentations]
+    edit(folder / "instances.json", lambda content: content.update(annotations=annotations))
+    return read_coco(folder, panoptic_file=None, **options)
+
+
+@pytest.mark.parametrize("part", [[1, 2, 3, 4], [], [1, 1, 3, 3, 5, 5], [-0.9, 1, 0, 9, -0.5, 5]])
+def test_coco_drops_degenerate_parts_and_keeps_the_region(coco, part):
+    dataset = read_polygons(coco, [*polygon(5, 5, 20, 20), part], [part])
+    assert dataset[0]["masks"] == [polygon(5, 5, 20, 20)]
+    assert dataset.repaired == Counter({"degenerate part dropped": 1})
+    assert dataset.rejected == Counter({"degenerate polygon": 1, "photo without region": 1})
+
+
+def test_coco_clips_vertices_by_up_to_a_pixel_and_rejects_what_lies_further_outside(coco):
+    dataset = read_polygons(
+        coco, polygon(-0.4, 5, 20, HEIGHT + 1), polygon(5, 5, 20, HEIGHT + 1.1), polygon(5, 5, WIDTH + 0.0005, 20)
+    )
+    clipped, rounded = dataset[0]["masks"]
+    assert clipped == polygon(0, 5, 20, HEIGHT) and rounded == polygon(5, 5, WIDTH + 0.0005, 20)
+    assert all(to_mask(mask, HEIGHT, WIDTH).any() for mask in (clipped, rounded))
+    assert dataset.repaired == Counter({"clipped to the photo": 1})
+    assert dataset.rejected == Counter({"outside the photo": 1, "photo without region": 1})
+
+
+def test_coco_images_are_read_by_the_rules_of_the_processor(coco):
+    dataset = read_coco(coco)
+    deep_png(coco / "1.png")
+    with pytest.raises(ValueError, match=r"instances.json: images\[0\]: .*1.png has PIL mode 'I;16'"):
+        dataset[0]
+
+
+def test_coco_counts_blank_captions(coco):
+    edit(coco / "captions.json", lambda content: content["annotations"].append({"image_id": 1, "caption": "\n"}))
+    dataset = read_coco(coco, captions_file=coco / "captions.json")
+    assert dataset[0]["captions"] == ["Two people."] and dataset.rejected["blank caption"] == 1
+
+
 def edit(path, change_content):
     content = json.loads(path.read_text())
     change_content(content)
@@ -260,6 +375,21 @@ def edit(path, change_content):
         ),
         ("instances", lambda c: c["annotations"][1].update(image_id=8), r"annotations\[1\]: key 'image_id' is 8"),
         ("instances", lambda c: c["annotations"][1].update(segmentation=3), r"annotations\[1\]: key 'segmentation'"),
+        (
+            "instances",
+            lambda c: c["annotations"][1]["segmentation"].update(counts=[10, 10]),
+            r"annotations\[1\]: key 'segmentation' is a malformed RLE",
+        ),
+        (
+            "instances",
+            lambda c: c["annotations"][0]["segmentation"].append("x"),
+            r"annotations\[0\]: segmentation\[1\] is 'x'",
+        ),
+        (
+            "instances",
+            lambda c: c["annotations"][0]["segmentation"].append([1, 2, 3]),
+            r"annotations\[0\]: segmentation\[1\] has 3 coordinates",
+        ),
         (
             "instances",
             lambda c: c["images"][0].update(file_name="x.png"),

@@ -178,6 +178,19 @@ def test_rle_of_a_large_mask_survives_runs_of_several_characters():
     np.testing.assert_array_equal(regions.to_mask(encode_rle(mask), 1500, 2000), mask)
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        encode_rle(SQUARE),
+        {"size": [HEIGHT, WIDTH], "counts": [0, 5, 9, 0, 3, 37]},
+        [[2, 1, 7, 1, 7, 4], [0, 0, 2, 0, 2, 2]],
+    ],
+)
+def test_runs_are_those_of_the_mask(mask):
+    runs = regions.mask_runs(mask, HEIGHT, WIDTH)
+    assert runs.sum() == HEIGHT * WIDTH and runs[1::2].sum() == regions.to_mask(mask, HEIGHT, WIDTH).sum()
+
+
 @pytest.mark.parametrize("mask", [SQUARE * 0.5, SQUARE.astype(np.uint8) * 255, SQUARE[0], SQUARE.tolist()])
 def test_encode_rle_refuses_what_is_not_binary(mask):
     with pytest.raises(ValueError, match="encode_rle takes"):
