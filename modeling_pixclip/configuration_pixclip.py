@@ -1,6 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Configurations of PixCLIP: vision tower, text tower, objective."""
 
+import copy
 import math
 from typing import ClassVar, Literal
 
@@ -9,8 +10,19 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
+
+
+def _is_decoder(model_type: str) -> bool:
+    """Whether a text model of this type is a causal language model, alone or as a part (`qwen2_5_vl_text`)."""
+    # CLIP's text tower and BERT's kin read `is_causal` in one of mask and attention only: there it breaks them.
+    if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return False
+    part_of = model_type.removesuffix("_text")
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or part_of in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 @strict
@@ -134,10 +146,12 @@ class PixCLIPTextConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`dict` or [`PreTrainedConfig`], *optional*): Configuration of the backbone (Llama, Qwen, Gemma,
-            Mistral, SmolLM, BERT-like, CLIP text). Defaults to a Llama of SmolLM2-135M's shape.
+            Mistral, SmolLM, BERT-like, CLIP text), copied. Of a vision-language model the text part is used. Defaults
+            to a Llama of SmolLM2-135M's shape.
         bidirectional (`bool`, *optional*, defaults to `True`): Let every token attend to every other one. It is written
-            to `backbone_config.is_causal`, so a checkpoint describes itself. Only backbones that are causal language
-            models are concerned: encoders already are bidirectional, CLIP's text tower stays causal.
+            to `is_causal` of the backbone's text configuration, so a checkpoint describes itself. Only backbones that
+            are causal language models are concerned: encoders already are bidirectional, CLIP's text tower stays
+            causal. Not every type obeys; [`PixCLIPTextModel.check_bidirectional`] tells.
         pooling (`"mean"`, `"last"`, `"first"` or `"eos"`, *optional*, defaults to `"mean"`): Mean over `pooling_mask`,
             its last or first position, or its first end-of-text token.
         normalize_pooled (`bool`, *optional*, defaults to `True`): L2-normalise the pooled vector before the projection.
@@ -191,23 +205,51 @@ class PixCLIPTextConfig(PreTrainedConfig):
     initializer_factor: int | float = 1.0
 
     def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, PreTrainedConfig):
+            self.backbone_config = copy.deepcopy(self.backbone_config)
         super().__post_init__(**kwargs)
-        # CLIP's text tower and BERT's kin read `is_causal` in one of mask and attention only: there it breaks them.
-        model_type = self.backbone_config.model_type
-        if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-            self.backbone_config.is_causal = not self.bidirectional
+        # An encoder-decoder has two text configurations; validation refuses it.
+        if not self.backbone_config.is_encoder_decoder and _is_decoder(self.backbone_text_config.model_type):
+            self.backbone_text_config.is_causal = not self.bidirectional
+
+    @property
+    def backbone_text_config(self) -> PreTrainedConfig:
+        """The backbone's configuration, or its text part."""
+        return self.backbone_config.get_text_config()
 
     @property
     def hidden_size(self) -> int:
         """Width of the backbone, of its pooled vectors and of the adapter."""
-        return self.backbone_config.get_text_config().hidden_size
+        return self.backbone_text_config.hidden_size
+
+    @property
+    def end_of_text_id(self) -> int | list[int] | None:
+        """The backbone's end-of-text token, or several."""
+        own = getattr(self.backbone_config, "eos_token_id", None)
+        return getattr(self.backbone_text_config, "eos_token_id", None) if own is None else own
 
     def validate_architecture(self):
         """Part of `@strict`: checks that fields fit each other."""
-        if self.backbone_config.is_encoder_decoder:
+        model_type = self.backbone_config.model_type
+        if self.backbone_config.is_encoder_decoder or (
+            # With is_encoder_decoder=False such types build the same two stacks.
+            model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+            and self.backbone_text_config is self.backbone_config
+        ):
             raise ValueError(
-                f"backbone_config of type {self.backbone_config.model_type!r} is an encoder-decoder. Accepted: a decoder "
-                "or an encoder, for T5-like models their encoder-only configuration."
+                f"backbone_config of type {model_type!r} is an encoder-decoder. Accepted: a decoder (Llama, Qwen, Gemma, "
+                "...) or an encoder (BERT, ModernBERT, CLIP text, ...)."
+            )
+        text_type = self.backbone_text_config.model_type
+        if self.backbone_text_config is not self.backbone_config and not _is_decoder(text_type):
+            raise ValueError(
+                f"backbone_config of type {model_type!r} does not run on text alone. Pass its text part, of type "
+                f"{text_type!r}, as backbone_config."
+            )
+        if self.pooling == "eos" and self.end_of_text_id is None:
+            raise ValueError(
+                f"pooling='eos' needs a backbone_config with an eos_token_id; that of type {model_type!r} has none. Set "
+                "it, or choose another pooling."
             )
         if self.projection_type == "adapter" and (self.adapter_layers < 0 or self.adapter_expansion < 1):
             raise ValueError(

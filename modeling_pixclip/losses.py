@@ -3,6 +3,55 @@
 
 import torch
 from torch import nn
+from transformers.utils.generic import maybe_autocast
+
+
+def similarity_logits(rows: torch.Tensor, columns: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+    """
+    Scaled products of two sets of embeddings, in float32 at least.
+
+    Also under autocast: times a scale of 100, the rounding of bfloat16 exceeds the gaps between near negatives.
+
+    Args:
+        rows (`torch.Tensor` of shape `(R, D)`): L2-normalised embeddings.
+        columns (`torch.Tensor` of shape `(T, D)`): L2-normalised embeddings.
+        logit_scale (`torch.Tensor`, scalar): Inverse temperature.
+
+    Returns:
+        `torch.Tensor` of shape `(R, T)`.
+
+    Example:
+        >>> import torch
+        >>> from modeling_pixclip.losses import similarity_logits
+        >>> similarity_logits(torch.eye(2).bfloat16(), torch.eye(2).bfloat16(), torch.tensor(10.0))
+        tensor([[10.,  0.],
+                [ 0., 10.]])
+    """
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    with maybe_autocast(rows.device.type, enabled=False):
+        return logit_scale.to(dtype) * rows.to(dtype) @ columns.to(dtype).T
+
+
+class InverseTemperature(torch.autograd.Function):
+    """
+    `exp` of a learned logarithm, at most `exp(log_bound)`.
+
+    A plain clamp has no gradient above the bound, so a parameter that stepped over it would stay there for ever. Here
+    the gradient that lowers the parameter passes, the one that would raise it further does not.
+    """
+
+    @staticmethod
+    def forward(ctx, log_scale: torch.Tensor, log_bound: float) -> torch.Tensor:
+        scale = log_scale.float().clamp(max=log_bound).exp()
+        ctx.save_for_backward(log_scale, scale)
+        ctx.log_bound = log_bound
+        return scale
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        log_scale, scale = ctx.saved_tensors
+        passes = (log_scale <= ctx.log_bound) | (gradient > 0)
+        return (gradient * scale * passes).to(log_scale.dtype), None
 
 
 def contrastive_loss(
@@ -33,7 +82,7 @@ def contrastive_loss(
         >>> float(contrastive_loss(embeds, embeds, torch.tensor(100.0)))
         0.0
     """
-    logits = logit_scale * image_embeds @ text_embeds.T
+    logits = similarity_logits(image_embeds, text_embeds, logit_scale)
     if text_index is None:
         targets = torch.arange(len(logits), device=logits.device)
     else:
@@ -62,4 +111,4 @@ def cosine_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
     return 1 - nn.functional.cosine_similarity(student, teacher, dim=-1).mean()
 
 
-__all__ = ["contrastive_loss", "cosine_distance"]
+__all__ = ["InverseTemperature", "contrastive_loss", "cosine_distance", "similarity_logits"]

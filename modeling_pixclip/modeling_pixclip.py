@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
+from transformers import AutoConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
@@ -16,14 +16,10 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConfig
-from .losses import contrastive_loss, cosine_distance
+from .losses import InverseTemperature, contrastive_loss, cosine_distance, similarity_logits
 from .modeling_text_pixclip import PixCLIPTextModel, PixCLIPTextModelOutput
-from .modeling_vision_pixclip import (
-    PixCLIPVisionModel,
-    PixCLIPVisionModelOutput,
-    PixCLIPVisionModelWithProjection,
-    initial_stds,
-)
+from .modeling_vision_pixclip import PixCLIPVisionModel, PixCLIPVisionModelOutput, initial_stds
+from .parent_checkpoints import check_fields, fill_vision_tower, load_backbone, load_vision_parent
 from .region_pooling import mask_pool, roi_align
 
 
@@ -96,6 +92,10 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
     """
     PixCLIP: embeds image regions, given as masks, and long texts into one space.
 
+    Args:
+        config ([`PixCLIPConfig`]): Its configuration.
+        backbone ([`PreTrainedModel`], *optional*): A loaded text backbone, as in [`PixCLIPTextModel`].
+
     Example:
         >>> import torch
         >>> from transformers import LlamaConfig
@@ -113,11 +113,11 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
         torch.Size([2, 1])
     """
 
-    def __init__(self, config: PixCLIPConfig):
+    def __init__(self, config: PixCLIPConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         vision_config = config.vision_config
         self.vision_model = PixCLIPVisionModel._from_config(vision_config)
-        self.text_model = PixCLIPTextModel._from_config(config.text_config)
+        self.text_model = PixCLIPTextModel._from_config(config.text_config, backbone=backbone)
         self.visual_projection = nn.Linear(
             vision_config.hidden_size, config.projection_dim, bias=vision_config.projection_bias
         )
@@ -133,6 +133,7 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
         *,
         text_kwargs: dict[str, Any] | None = None,
         vision_kwargs: dict[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
         **config_kwargs,
     ) -> "PixCLIPModel":
         """
@@ -148,13 +149,16 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
             text_kwargs (`dict`, *optional*): Fields of [`PixCLIPTextConfig`], e.g. `{"pooling": "last"}`.
             vision_kwargs (`dict`, *optional*): Fields of [`PixCLIPVisionConfig`] that leave the parent's weights valid,
                 e.g. `{"mask_patch_bias": True}`.
+            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Of all weights.
             **config_kwargs: Fields of [`PixCLIPConfig`]; `projection_dim` is that of the vision tower.
 
         Returns:
-            [`PixCLIPModel`]: In float32 and eval mode.
+            [`PixCLIPModel`]: In eval mode.
 
         Raises:
-            ValueError: If `vision` is of another type, or its tensors do not fill the tower.
+            ValueError: If `vision` is of another type, its tensors do not fill the tower, or the text backbone does not
+                become bidirectional.
+            TypeError: If a keyword is no field of its configuration.
 
         Example:
             >>> from modeling_pixclip import PixCLIPModel
@@ -166,46 +170,40 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
             raise ValueError(
                 f"projection_dim ({config_kwargs['projection_dim']}) follows from the vision tower; leave it out."
             )
+        check_fields(
+            config_kwargs, PixCLIPConfig, cls.__name__, own=("vision_config", "text_config", "projection_dim")
+        )
+        check_fields(text_kwargs or {}, PixCLIPTextConfig, "text_kwargs", own=("backbone_config",))
+        check_fields(vision_kwargs or {}, PixCLIPVisionConfig, "vision_kwargs")
         if isinstance(vision, PixCLIPVisionConfig):
             vision_config, vision_state = PixCLIPVisionConfig(**{**vision.to_dict(), **(vision_kwargs or {})}), None
         else:
-            vision_config, vision_state = _load_vision(vision, vision_kwargs or {})
-        backbone = AutoModel.from_pretrained(text, dtype=torch.float32)
+            vision_config, vision_state = load_vision_parent(vision, vision_kwargs or {})
+        projection_dim = vision_config.projection_dim
         text_config = PixCLIPTextConfig(
-            backbone_config=backbone.config.to_dict(),
-            **{"projection_dim": vision_config.projection_dim, **(text_kwargs or {})},
+            backbone_config=AutoConfig.from_pretrained(text),
+            **{"projection_dim": projection_dim, **(text_kwargs or {})},
         )
         config = PixCLIPConfig(
-            vision_config=vision_config,
-            text_config=text_config,
-            projection_dim=vision_config.projection_dim,
-            **config_kwargs,
+            vision_config=vision_config, text_config=text_config, projection_dim=projection_dim, **config_kwargs
         )
-        model = cls(config)
+        # After all configurations: what they refuse need not be loaded, and making one resets the attention of its parts.
+        backbone = load_backbone(text, text_config, dtype)
+        model = cls._from_config(config, dtype=dtype, backbone=backbone).eval()
+        model.text_model.check_bidirectional()
         if vision_state is not None:
-            model._load_vision_state(vision_state, vision)
-        model.text_model.backbone.load_state_dict(backbone.state_dict())
-        return model.eval()
-
-    def _load_vision_state(self, state: dict[str, torch.Tensor], name: str):
-        missing, unexpected = self.load_state_dict(state, strict=False)
-        missing = [
-            key
-            for key in missing
-            if key.startswith(("vision_model.", "visual_projection.")) and ".mask_patch_embedding." not in key
-        ]
-        if missing or unexpected:
-            raise ValueError(
-                f"The vision checkpoint {name!r} does not fit the tower: missing {missing}, unexpected {unexpected}."
-            )
+            fill_vision_tower(model, vision_state, vision)
+        return model
 
     def _inverse_temperature(self) -> torch.Tensor:
-        return self.logit_scale.clamp(max=math.log(self.config.logit_scale_max)).exp()
+        return InverseTemperature.apply(self.logit_scale, math.log(self.config.logit_scale_max))
 
     def _soft_masks(self, mask_values: torch.Tensor) -> torch.Tensor:
         """Masks in 0..1 from normalised ones."""
         vision_config = self.config.vision_config
-        return (mask_values.float() * vision_config.mask_std + vision_config.mask_mean).clamp(0, 1)
+        masks = (mask_values.float() * vision_config.mask_std + vision_config.mask_mean).clamp(0, 1)
+        # Less than half a step of an 8-bit mask is what half precision made of a 0.
+        return masks.masked_fill(masks < 1 / 512, 0)
 
     def _pool_dense(
         self,
@@ -384,13 +382,17 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
                 row; without it row i belongs to text i.
             backbone_embeds (`torch.Tensor` of shape `(T, backbone width)`, *optional*): In place of `input_ids`.
             return_loss (`bool`, *optional*): Return the symmetric contrastive loss.
+            **kwargs: Those of every Transformers model, such as `output_hidden_states`. Further inputs of
+                [`PixCLIPForPreTraining`] may be among them and are not used.
 
         Returns:
             [`PixCLIPOutput`]
 
         Raises:
             ValueError: If images or texts are missing, or cannot be paired for the loss.
+            TypeError: If there is an unknown keyword.
         """
+        kwargs = {name: value for name, value in kwargs.items() if name not in PRETRAINING_INPUTS}
         if pixel_values is None:
             raise ValueError("pixel_values are missing; for texts alone call get_text_features.")
         vision_outputs = self.get_image_features(
@@ -402,7 +404,7 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
         image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
         text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
         scale = self._inverse_temperature()
-        logits_per_text = scale * text_embeds @ image_embeds.T
+        logits_per_text = similarity_logits(text_embeds, image_embeds, scale)
         loss = None
         if return_loss:
             text_index = _pair_index(region_text_index, len(image_embeds), len(text_embeds), image_embeds.device)
@@ -478,18 +480,31 @@ class PixCLIPForPreTraining(PixCLIPModel):
                 defaults to `region_text_index`.
             crop_pixel_values (`torch.Tensor` of shape `(R, 3, h, w)`, *optional*): Context crop of each region.
             crop_mask_values (`torch.Tensor` of shape `(R, 1, h, w)`, *optional*): The region's mask in its crop.
-            return_loss (`bool`, *optional*, defaults to `True`): Compute the objective.
+            return_loss (`bool`, *optional*, defaults to `True`): Compute the objective; `False` does what
+                [`PixCLIPModel.forward`] does.
 
         Returns:
-            [`PixCLIPOutput`]: `text_embeds` are those of the regions' own texts, so rows of `image_embeds` and
-            `text_embeds`, both `(R, projection_dim)`, are pairs.
+            [`PixCLIPOutput`]: With the objective, `text_embeds` are those of the regions' own texts, so rows of
+            `image_embeds` and `text_embeds`, both `(R, projection_dim)`, are pairs.
 
         Raises:
             ValueError: If no branch of the objective finds its inputs, or regions and texts cannot be paired.
         """
         if pixel_values is None:
             raise ValueError("pixel_values are missing; PixCLIPForPreTraining takes the batch of PixCLIPDataCollator.")
-        weights = self.config.branch_weights if return_loss else {}
+        if not return_loss:
+            return super().forward(
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                attention_mask=attention_mask,
+                pooling_mask=pooling_mask,
+                mask_values=mask_values,
+                region_image_index=region_image_index,
+                backbone_embeds=backbone_embeds,
+                return_dict=True,
+                **kwargs,
+            )
+        weights = self.config.branch_weights
         vision_outputs = self.get_image_features(
             pixel_values, mask_values, region_image_index, return_dense="local" in weights, return_dict=True, **kwargs
         )
@@ -539,21 +554,21 @@ class PixCLIPForPreTraining(PixCLIPModel):
             elif crop_embeds is not None:
                 teacher = crop_embeds.detach() if self.config.local_stop_gradient else crop_embeds
                 terms["local"] = cosine_distance(pooled, teacher)
-        if return_loss and not terms:
+        if not terms:
             raise ValueError(
                 f"No branch of the objective found its inputs: weights are {weights}, the batch has no crops and no "
                 "regions. Use PixCLIPDataCollator(crops=True), or give `global` a weight."
             )
-        logits_per_text = scale * text_embeds @ image_embeds.T
+        logits_per_text = similarity_logits(text_embeds, image_embeds, scale)
         return PixCLIPOutput(
-            loss=sum(weights[name] * term for name, term in terms.items()) if terms else None,
+            loss=sum(weights[name] * term for name, term in terms.items()),
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
-            loss_terms={name: term.detach() for name, term in terms.items()} or None,
+            loss_terms={name: term.detach() for name, term in terms.items()},
         )
 
     def _needs_teacher(self, weights: dict[str, float]) -> bool:
@@ -569,6 +584,8 @@ def _pair_index(
     index: torch.Tensor | None, rows: int, texts: int, device: torch.device, name: str = "region_text_index"
 ) -> torch.Tensor:
     """Row of the text batch that belongs to each image row."""
+    if not rows:
+        raise ValueError("There are no image rows (regions) to compute a loss of; leave such a batch out of training.")
     if index is None:
         if rows != texts:
             raise ValueError(
@@ -581,32 +598,7 @@ def _pair_index(
     return index
 
 
-def _load_vision(vision: str, fields: dict[str, Any]) -> tuple[PixCLIPVisionConfig, dict[str, torch.Tensor]]:
-    """Configuration and weights (`vision_model.*`, `visual_projection.*`) of a CLIP or PixCLIP checkpoint."""
-    config = AutoConfig.from_pretrained(vision)
-    if config.model_type in ("clip", "clip_vision_model"):
-        if config.model_type == "clip":
-            # The composite's projection_dim is the one its weights were made with.
-            config.vision_config.projection_dim = config.projection_dim
-            config = config.vision_config
-        model, info = CLIPVisionModelWithProjection.from_pretrained(
-            vision, config=config, dtype=torch.float32, output_loading_info=True
-        )
-        own = PixCLIPVisionConfig().to_dict()
-        given = {key: value for key, value in config.to_dict().items() if key in own and key != "model_type"}
-    elif config.model_type in ("pixclip", "pixclip_vision_model"):
-        model, info = PixCLIPVisionModelWithProjection.from_pretrained(
-            vision, dtype=torch.float32, output_loading_info=True
-        )
-        given = model.config.to_dict()
-    else:
-        raise ValueError(
-            f"{vision!r} is a checkpoint of type {config.model_type!r}; accepted vision checkpoints: clip, "
-            "clip_vision_model, pixclip, pixclip_vision_model."
-        )
-    state = {key: value for key, value in model.state_dict().items() if key not in info["missing_keys"]}
-    return PixCLIPVisionConfig(**{**given, **fields}), state
-
+PRETRAINING_INPUTS = ("object_text_index", "crop_pixel_values", "crop_mask_values")
 
 REMOTE_CODE_MODELS = {
     "AutoModel": "modeling_pixclip.PixCLIPModel",

@@ -15,6 +15,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_pixclip import PixCLIPTextConfig
+from .forward_arguments import check_forward_kwargs
 
 
 @dataclass
@@ -67,6 +68,11 @@ class PixCLIPTextModel(PreTrainedModel):
     """
     PixCLIP's text tower. The backbone may be any decoder or encoder of Transformers.
 
+    Args:
+        config ([`PixCLIPTextConfig`]): Its configuration.
+        backbone ([`PreTrainedModel`], *optional*): A loaded backbone, whose configuration is
+            `config.backbone_config`; without it a new one is made.
+
     Example:
         >>> import torch
         >>> from transformers import LlamaConfig
@@ -88,9 +94,9 @@ class PixCLIPTextModel(PreTrainedModel):
     _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$"]
 
-    def __init__(self, config: PixCLIPTextConfig):
+    def __init__(self, config: PixCLIPTextConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.backbone_config)
+        self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
         self.adapter = PixCLIPTextAdapter(config) if config.projection_type == "adapter" else nn.Identity()
         self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
         self.projection.init_std = config.hidden_size**-0.5 * config.initializer_factor
@@ -125,8 +131,59 @@ class PixCLIPTextModel(PreTrainedModel):
             # Told by the layer and not set through its parent: parents without parameters of their own are skipped.
             init.normal_(module.weight, std=module.init_std)
 
+    @torch.no_grad()
+    def check_bidirectional(self):
+        """
+        Runs a few tokens and checks that a backbone told to be bidirectional is.
+
+        Some types read `is_causal` nowhere, or only where a batch has padding. Backbones whose direction
+        `config.bidirectional` does not set (encoders, CLIP's text tower) pass.
+
+        Raises:
+            ValueError: If the first token does not see the last one, or padding changes the states.
+        """
+        text_config = self.config.backbone_text_config
+        if getattr(text_config, "is_causal", None) is not False:
+            return
+        refusal = (
+            f"a backbone of type {self.config.backbone_config.model_type!r} ({text_config._attn_implementation} "
+            "attention) cannot be made bidirectional: {}. Set bidirectional=False in the text config, or take another "
+            "backbone."
+        )
+        kinds = getattr(text_config, "layer_types", None) or getattr(text_config, "layers_block_type", None) or []
+        recurrent = {kind for kind in kinds if kind.startswith("linear") or not kind.endswith("attention")}
+        if recurrent:
+            raise ValueError(refusal.format(f"its layers {sorted(recurrent)} are causal by construction"))
+        # From the middle of the vocabulary: special tokens stand at its ends.
+        tokens = (torch.arange(7, device=self.backbone.device) + text_config.vocab_size // 2) % text_config.vocab_size
+        ids, other = tokens[None, :6], tokens[None, [0, 1, 2, 3, 4, 6]]
+        mask = torch.ones_like(ids)
+        pad = nn.functional.pad
+        training = self.training
+        self.eval()
+        try:
+            states, moved, padded = (
+                self._run_backbone(*inputs).last_hidden_state.float()
+                for inputs in ((ids, mask), (other, mask), (pad(ids, (0, 3)), pad(mask, (0, 3))))
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(refusal.format(f"it fails with {type(error).__name__}: {error}")) from error
+        finally:
+            self.train(training)
+        if float((moved - states)[0, 0].norm() / states[0, 0].norm()) < 1e-5:
+            raise ValueError(refusal.format("its first token does not see the last one"))
+        # Padding moves a sound backbone by rounding alone, which adds up in a deep one: a bound of 0.3 in bfloat16.
+        if float((padded[:, :6] - states).norm() / states.norm()) > torch.finfo(self.backbone.dtype).eps ** 0.25:
+            raise ValueError(refusal.format("a text has other states alone than beside a longer one"))
+
+    def _run_backbone(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs):
+        if getattr(self.config.backbone_text_config, "use_cache", None):
+            # Decoders would keep keys and values of every layer for a next token that never comes.
+            kwargs.setdefault("use_cache", False)
+        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+
     def _check_length(self, length: int):
-        limit = getattr(self.config.backbone_config.get_text_config(), "max_position_embeddings", None)
+        limit = getattr(self.config.backbone_text_config, "max_position_embeddings", None)
         if limit is not None and length > limit:
             raise ValueError(
                 f"texts are {length} tokens long, the backbone ({self.config.backbone_config.model_type}) takes at most "
@@ -148,7 +205,7 @@ class PixCLIPTextModel(PreTrainedModel):
         return states[torch.arange(len(states), device=states.device), index].float()
 
     def _eos_positions(self, input_ids: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        eos = self.config.backbone_config.eos_token_id
+        eos = self.config.end_of_text_id
         if eos == 2 and self.config.backbone_config.model_type == "clip_text_model":
             # OpenAI's CLIP configs carry a wrong id; there end of text is the highest one (transformers #24773).
             return input_ids.masked_fill(~pooled, -1).argmax(-1)
@@ -183,7 +240,9 @@ class PixCLIPTextModel(PreTrainedModel):
         Raises:
             ValueError: If not exactly one of `input_ids` and `backbone_embeds` is given, a text is longer than the
                 backbone takes, a row pools nothing, or vectors have another width than the backbone.
+            TypeError: If there is an unknown keyword.
         """
+        check_forward_kwargs(kwargs)
         if (input_ids is None) == (backbone_embeds is None):
             raise ValueError("Pass exactly one of input_ids and backbone_embeds.")
         outputs = None
@@ -196,7 +255,7 @@ class PixCLIPTextModel(PreTrainedModel):
                 rows = (pooling_mask.sum(-1) <= 0).nonzero().flatten().tolist()
                 raise ValueError(f"pooling_mask selects no token in rows {rows}; each text needs at least one.")
             with torch.no_grad() if self.config.freeze_backbone else nullcontext():
-                outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+                outputs = self._run_backbone(input_ids, attention_mask, **kwargs)
                 backbone_embeds = self._pool(outputs.last_hidden_state, input_ids, pooling_mask)
         elif backbone_embeds.shape[-1] != self.config.hidden_size:
             raise ValueError(
@@ -210,8 +269,9 @@ class PixCLIPTextModel(PreTrainedModel):
             last_hidden_state=None if outputs is None else outputs.last_hidden_state,
             pooler_output=self.projection(self.adapter(embeds)),
             backbone_embeds=backbone_embeds,
-            hidden_states=None if outputs is None else outputs.hidden_states,
-            attentions=None if outputs is None else outputs.attentions,
+            # Recurrent backbones have no attentions.
+            hidden_states=getattr(outputs, "hidden_states", None),
+            attentions=getattr(outputs, "attentions", None),
         )
 
 

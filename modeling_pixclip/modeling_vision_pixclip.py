@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_pixclip import PixCLIPVisionConfig
+from .forward_arguments import check_forward_kwargs
 
 
 @dataclass
@@ -202,7 +203,8 @@ class PixCLIPVisionAttention(nn.Module):
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        # All sides written out: without regions there are no elements to infer one from.
+        shape = (*hidden_states.shape[:-1], self.config.num_attention_heads, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
@@ -211,6 +213,9 @@ class PixCLIPVisionAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        if not len(hidden_states):
+            # Kernels are not made for a batch without rows.
+            attention_interface = eager_attention_forward
         states, weights = attention_interface(
             self,
             query,
@@ -268,12 +273,16 @@ class PixCLIPVisionEncoderLayer(GradientCheckpointingLayer):
         self.mlp = PixCLIPVisionSwiGLU(config) if config.mlp_type == "swiglu" else PixCLIPVisionMLP(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, hidden_states: torch.Tensor, rotary=None, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, rotary=None, return_value_path: bool = False, **kwargs
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         attended, _ = self.self_attn(self.layer_norm1(hidden_states), rotary=rotary, **kwargs)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+        states = hidden_states + attended
+        states = states + self.mlp(self.layer_norm2(states))
+        # In here, because sharded parameters are whole, and gradients checkpointed, only inside a layer's forward.
+        return (states, self._value_path(hidden_states)) if return_value_path else states
 
-    def value_path(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def _value_path(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The block with attention replaced by its value and output projections (CLIPSelf, FG-CLIP)."""
         attention = self.self_attn
         hidden_states = hidden_states + attention.output(attention.v_proj(self.layer_norm1(hidden_states)))
@@ -292,11 +301,11 @@ class PixCLIPVisionEncoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, rotary=rotary, **kwargs)
-        last_hidden_state = self.layers[-1](hidden_states, rotary=rotary, **kwargs)
-        if not return_dense:
-            return last_hidden_state, None
-        plain = self.config.dense_features == "plain"
-        return last_hidden_state, (last_hidden_state if plain else self.layers[-1].value_path(hidden_states))[:, 1:]
+        if return_dense and self.config.dense_features == "value":
+            states, dense_state = self.layers[-1](hidden_states, rotary=rotary, return_value_path=True, **kwargs)
+            return states, dense_state[:, 1:]
+        states = self.layers[-1](hidden_states, rotary=rotary, **kwargs)
+        return states, states[:, 1:] if return_dense else None
 
 
 class PixCLIPVisionPreTrainedModel(PreTrainedModel):
@@ -369,7 +378,9 @@ class PixCLIPVisionModel(PixCLIPVisionPreTrainedModel):
 
         Raises:
             ValueError: If sizes are not multiples of the patch, or masks, images and index do not fit.
+            TypeError: If there is an unknown keyword.
         """
+        check_forward_kwargs(kwargs)
         rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         hidden_states = self.embeddings(pixel_values, mask_values, region_image_index)
         if self.config.pre_layer_norm:

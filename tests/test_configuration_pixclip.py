@@ -7,7 +7,16 @@ import math
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from tiny_models import EVA02, backbone_config, pixclip_config, text_config, vision_config
-from transformers import AutoConfig, LlamaConfig, T5Config
+from transformers import (
+    AutoConfig,
+    BartConfig,
+    CLIPConfig,
+    Gemma3Config,
+    LlamaConfig,
+    LlavaConfig,
+    Qwen2_5_VLConfig,
+    T5Config,
+)
 
 from modeling_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConfig
 
@@ -61,6 +70,24 @@ def test_direction_of_a_decoder_is_written_down(backbone, tmp_path):
     assert text_config(backbone_config(backbone, is_causal=True)).backbone_config.is_causal is False
     again = text_config(backbone_config(backbone, is_causal=False), bidirectional=False)
     assert again.backbone_config.is_causal is True
+
+
+@pytest.mark.parametrize("config_class", [Gemma3Config, LlavaConfig, Qwen2_5_VLConfig])
+def test_direction_of_a_vision_language_model_is_written_to_its_text_part(config_class):
+    for bidirectional in (True, False):
+        config = text_config(config_class(), bidirectional=bidirectional).backbone_config
+        assert config.text_config.is_causal is not bidirectional
+        # The text part taken alone.
+        alone = text_config(config_class().text_config, bidirectional=bidirectional).backbone_config
+        assert alone.is_causal is not bidirectional
+
+
+@pytest.mark.parametrize("backbone", ["llama", "bert"])
+def test_the_config_passed_in_is_left_alone(backbone):
+    given = backbone_config(backbone)
+    before = given.to_dict()
+    config = text_config(given)
+    assert given.to_dict() == before and config.backbone_config is not given
 
 
 @pytest.mark.parametrize("backbone", ["bert", "clip_text"])
@@ -169,9 +196,28 @@ def test_fields_that_do_not_fit_each_other_are_named(build, fields, message):
         build(**fields)
 
 
-def test_encoder_decoders_are_refused():
-    with pytest.raises((ValueError, StrictDataclassError), match="'t5' is an encoder-decoder"):
-        PixCLIPTextConfig(backbone_config=T5Config(d_model=32, num_layers=1))
+@pytest.mark.parametrize("fields", [{}, {"is_encoder_decoder": False}])
+@pytest.mark.parametrize("config_class", [T5Config, BartConfig])
+def test_encoder_decoders_are_refused(config_class, fields):
+    with pytest.raises((ValueError, StrictDataclassError), match="is an encoder-decoder. Accepted: a decoder"):
+        PixCLIPTextConfig(backbone_config=config_class(d_model=32, **fields))
+
+
+def test_backbones_that_do_not_run_on_text_alone_are_refused():
+    with pytest.raises((ValueError, StrictDataclassError), match="'clip' does not run on text alone.*clip_text_model"):
+        PixCLIPTextConfig(backbone_config=CLIPConfig())
+
+
+def test_pooling_the_end_of_text_needs_one():
+    for backbone in (backbone_config("bert", eos_token_id=None), backbone_config("llama", eos_token_id=None)):
+        with pytest.raises((ValueError, StrictDataclassError), match="pooling='eos' needs.*eos_token_id"):
+            text_config(backbone, pooling="eos")
+        assert text_config(backbone, pooling="last").end_of_text_id is None
+    # A vision-language model keeps it in its text part.
+    assert (
+        text_config(LlavaConfig(text_config={"model_type": "llama", "eos_token_id": 7}), pooling="eos").end_of_text_id
+        == 7
+    )
 
 
 def test_temperature_may_start_at_its_bound():

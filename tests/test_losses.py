@@ -1,11 +1,14 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Losses against their definitions, in value and gradient."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from modeling_pixclip import contrastive_loss, cosine_distance
+from modeling_pixclip.losses import InverseTemperature, similarity_logits
 
 
 def random_pairs(rows=6, width=8, seed=0):
@@ -79,3 +82,35 @@ def test_cosine_distance_reads_directions_only():
     student = random_pairs()[0].detach()
     assert float(cosine_distance(student, 3 * student)) == pytest.approx(0, abs=1e-12)
     assert float(cosine_distance(student, -0.5 * student)) == pytest.approx(2)
+
+
+def test_logits_are_float32_under_autocast():
+    images, texts = (F.normalize(torch.randn(16, 8), dim=-1) for _ in range(2))
+    scale = torch.tensor(100.0)
+    expected = contrastive_loss(images, texts, scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = contrastive_loss(images, texts, scale)
+        half = contrastive_loss(images.bfloat16(), texts.bfloat16(), scale)
+        assert similarity_logits(images.bfloat16(), texts.bfloat16(), scale).dtype == torch.float32
+    assert loss.dtype == half.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
+    # What rounding the embeddings costs, and nothing more.
+    torch.testing.assert_close(half, contrastive_loss(images.bfloat16().float(), texts.bfloat16().float(), scale))
+
+
+def test_inverse_temperature_is_bounded_and_comes_back():
+    for start in (0.5, 2.0, 3.5):
+        log_scale = torch.tensor(start, requires_grad=True)
+        scale = InverseTemperature.apply(log_scale, 2.0)
+        assert float(scale) == pytest.approx(math.exp(min(start, 2.0)))
+        # A loss that falls with the temperature lowers the parameter everywhere.
+        (down,) = torch.autograd.grad(3 * scale, log_scale, retain_graph=True)
+        assert float(down) == pytest.approx(3 * math.exp(min(start, 2.0)))
+        (up,) = torch.autograd.grad(-3 * scale, log_scale)
+        assert float(up) == (0 if start > 2 else pytest.approx(-float(down)))
+    optimiser = torch.optim.SGD([log_scale], lr=0.05)
+    for _ in range(40):
+        optimiser.zero_grad()
+        (InverseTemperature.apply(log_scale, 2.0) - 4).square().backward()
+        optimiser.step()
+    assert float(log_scale.detach().exp()) == pytest.approx(4, rel=1e-2)

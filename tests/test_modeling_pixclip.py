@@ -31,6 +31,7 @@ from transformers import (
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
     LlamaForCausalLM,
+    StableLmConfig,
 )
 
 from modeling_pixclip import (
@@ -178,6 +179,65 @@ def test_region_features_need_their_inputs():
         model.get_region_features(images, normalised(torch.stack([torch.ones(1, 32, 32), torch.zeros(1, 32, 32)])))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_background_of_rounded_masks_does_not_leak(dtype):
+    model, batch = tiny_model(), region_batch()
+    masks = box_masks(batch["region_boxes"])
+    assert torch.equal(model._soft_masks(normalised(masks).to(dtype)) == 0, masks == 0)
+    # One step of an 8-bit mask still counts.
+    assert (model._soft_masks(normalised(torch.full((1, 1, 8, 8), 1 / 255)).to(dtype)) > 0).all()
+    with pytest.raises(ValueError, match=r"masks \[0\] cover nothing"):
+        model.get_region_features(batch["pixel_values"][:1], normalised(torch.zeros(1, 1, 32, 32)).to(dtype))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_no_regions_give_no_rows(attention):
+    model, batch = tiny_model(), region_batch()
+    model.set_attn_implementation(attention)
+    none = {name: batch[name][:0] for name in ("mask_values", "region_image_index", "region_boxes")}
+    with torch.no_grad():
+        outputs = model(**{**batch, **none})
+        assert outputs.image_embeds.shape == (0, 16) and outputs.logits_per_image.shape == (0, 3)
+        inputs = (batch["pixel_values"], none["mask_values"], none["region_image_index"])
+        assert model.get_dense_features(*inputs).last_hidden_state.shape == (0, 16, 16)
+        for pooling in ("mask", "roi"):
+            regions = model.get_region_features(*inputs, none["region_boxes"], pooling)
+            assert regions.pooler_output.shape == (0, 16)
+    with pytest.raises(ValueError, match="no image rows"):
+        model(**{**batch, **none}, return_loss=True)
+
+
+def test_logits_are_float32_under_autocast():
+    model, batch = tiny_model(logit_scale_init_value=4.6), region_batch()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**batch)
+    expected = model.logit_scale.detach().exp() * outputs.image_embeds.float() @ outputs.text_embeds.float().T
+    assert outputs.logits_per_image.dtype == torch.float32
+    torch.testing.assert_close(outputs.logits_per_image, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["masks", "mask_value", "pixel_mask", "boxes"])
+def test_misspelt_inputs_are_named(name):
+    model, batch = tiny_model(), region_batch()
+    given = {name: batch["mask_values"]}
+    with pytest.raises(TypeError, match=rf"unexpected arguments \['{name}'\].*mask_values"):
+        model(**batch, **given)
+    for method in (model.get_image_features, model.get_dense_features):
+        with pytest.raises(TypeError, match=name):
+            method(batch["pixel_values"], **given)
+    with pytest.raises(TypeError, match=name):
+        model.get_region_features(batch["pixel_values"], batch["mask_values"], OWNERS, **given)
+    with pytest.raises(TypeError, match=name):
+        model.get_text_features(batch["input_ids"], **given)
+
+
+def test_further_inputs_of_pretraining_are_taken():
+    model, batch = tiny_model(), region_batch()
+    further = {"crop_pixel_values": random_images(3), "crop_mask_values": random_masks(3), "object_text_index": OWNERS}
+    for one, two in zip(features(model, {**batch, **further}), features(model, batch)):
+        assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("texts", [1, 3, 4])
 def test_logits_are_scaled_cosines(texts):
     model, batch = tiny_model(), region_batch(texts)
@@ -202,6 +262,9 @@ def test_inverse_temperature_is_bounded():
         outputs = model(**batch)
     expected = 20 * outputs.image_embeds @ outputs.text_embeds.T
     torch.testing.assert_close(outputs.logits_per_image, expected, atol=1e-4, rtol=1e-4)
+    # Above the bound it can still be lowered.
+    model(**batch).logits_per_image.sum().abs().backward()
+    assert float(model.logit_scale.grad) > 0
 
 
 def test_loss_pairs_rows_by_the_index():
@@ -384,6 +447,71 @@ def test_built_from_a_causal_language_model(tmp_path):
     assert_same_weights(model.text_model.backbone, language_model.model.float())
 
 
+def test_built_in_another_dtype(tmp_path):
+    parent = clip_parent("clip")
+    parent.save_pretrained(tmp_path / "vision")
+    backbone = save_text_backbone(tmp_path / "text").bfloat16()
+    model = PixCLIPModel.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), dtype=torch.bfloat16
+    )
+    assert model.dtype == model.config.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert_same_weights(model.text_model.backbone, backbone)
+    weight = parent.visual_projection.weight
+    assert torch.equal(model.visual_projection.weight, weight.bfloat16())
+    # Rotary frequencies keep their precision, as when loading.
+    rope = model.text_model.backbone.rotary_emb.inv_freq
+    assert rope.dtype == torch.float32
+    model.save_pretrained(tmp_path / "saved")
+    loaded = PixCLIPModel.from_pretrained(tmp_path / "saved")
+    for one, two in zip(features(loaded, region_batch()), features(model, region_batch()), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_backbone_is_loaded_and_not_made_twice(tmp_path, monkeypatch):
+    clip_parent("clip").save_pretrained(tmp_path / "vision")
+    save_text_backbone(tmp_path / "text")
+    monkeypatch.setattr(AutoModel, "from_config", lambda *_, **__: pytest.fail("a second backbone is made"))
+    model = PixCLIPModel.from_vision_text_pretrained(str(tmp_path / "vision"), str(tmp_path / "text"))
+    assert model.text_model.backbone.config is model.config.text_config.backbone_config
+    assert model.config.text_config.backbone_config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        outputs = model(**region_batch(), output_attentions=True)
+    assert all(weights is not None for weights in outputs.text_model_output.attentions)
+
+
+def test_options_without_effect_are_refused(tmp_path):
+    clip_parent("clip").save_pretrained(tmp_path / "vision")
+    save_text_backbone(tmp_path / "text")
+    folders = str(tmp_path / "vision"), str(tmp_path / "text")
+    for options, message in (
+        ({"device_map": "cpu"}, r"PixCLIPModel has unexpected names \['device_map'\].*global_weight"),
+        ({"revision": "main", "trust_remote_code": True}, r"\['revision', 'trust_remote_code'\]"),
+        ({"text_kwargs": {"poolin": "last"}}, r"text_kwargs has unexpected names \['poolin'\].*'pooling'"),
+        ({"text_kwargs": {"dtype": "bfloat16"}}, r"text_kwargs has unexpected names \['dtype'\]"),
+        ({"text_kwargs": {"backbone_config": {}}}, r"text_kwargs has unexpected names \['backbone_config'\]"),
+        ({"vision_kwargs": {"mask_bias": True}}, r"vision_kwargs has unexpected names \['mask_bias'\]"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            PixCLIPModel.from_vision_text_pretrained(*folders, **options)
+
+
+def test_a_backbone_that_stays_causal_is_refused_unless_asked_for(tmp_path):
+    clip_parent("clip").save_pretrained(tmp_path / "vision")
+    fields = backbone_config("llama").to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names += ("num_key_value_heads",)
+    config = StableLmConfig(**{name: fields[name] for name in names}, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    randomise(AutoModel.from_config(config)).save_pretrained(tmp_path / "text")
+    folders = str(tmp_path / "vision"), str(tmp_path / "text")
+    for model_class in (PixCLIPModel, PixCLIPForPreTraining):
+        with pytest.raises(ValueError, match="type 'stablelm'.*bidirectional=False"):
+            model_class.from_vision_text_pretrained(*folders)
+    model = PixCLIPModel.from_vision_text_pretrained(*folders, text_kwargs={"bidirectional": False})
+    assert model.config.text_config.backbone_config.is_causal
+
+
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     vision, text, bare = (str(tmp_path / name) for name in ("vision", "text", "bare"))
     clip_parent("clip").save_pretrained(vision)
@@ -396,6 +524,8 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
         PixCLIPModel.from_vision_text_pretrained(vision, text, vision_kwargs={"sub_layer_norm": True})
     with pytest.raises(ValueError, match=r"does not fit the tower: .*unexpected \[.*pre_layrnorm"):
         PixCLIPModel.from_vision_text_pretrained(vision, text, vision_kwargs={"pre_layer_norm": False})
+    with pytest.raises(ValueError, match=r"does not fit.*fc1.weight \(64, 32\) instead of \(48, 32\)"):
+        PixCLIPModel.from_vision_text_pretrained(vision, text, vision_kwargs={"intermediate_size": 48})
     # Vision towers without a projection, which would otherwise get a random one.
     for tower in (CLIPVisionModel(clip_vision_config()), PixCLIPVisionModel(vision_config())):
         tower.save_pretrained(bare)
@@ -425,7 +555,8 @@ def test_saved_model_loads_bit_equal(tmp_path, model_class, dtype):
         name: p.requires_grad for name, p in model.named_parameters()
     }
     for one, two in zip(features(loaded, region_batch()), features(model, region_batch()), strict=True):
-        assert one.dtype == dtype and torch.equal(one, two)
+        # Logits are float32, whatever the weights.
+        assert one.dtype in (dtype, torch.float32) and torch.equal(one, two)
 
 
 @pytest.mark.parametrize("backbone", ["llama", "bert", "clip_text"])

@@ -15,6 +15,7 @@ from tiny_models import (
     randomise,
     text_config,
 )
+from transformers import CONFIG_MAPPING
 
 from modeling_pixclip import PixCLIPTextModel
 
@@ -61,6 +62,143 @@ def test_decoders_stay_causal_on_request(backbone, attention):
         causal = model(input_ids=ids, attention_mask=mask).pooler_output
         other = tower(backbone, attention)(input_ids=ids, attention_mask=mask).pooler_output
     assert (causal - other).abs().max() > 1e-3
+
+
+TINY = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 48,
+    "bos_token_id": 1,
+    "eos_token_id": EOS,
+    "pad_token_id": PAD,
+}
+TINY_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION_LANGUAGE = {
+    "gemma3": {
+        "text_config": TINY,
+        "vision_config": {**TINY_VISION, "image_size": 32, "patch_size": 8},
+        "mm_tokens_per_image": 4,
+    },
+    "llava": {
+        "text_config": {**TINY, "model_type": "llama"},
+        "vision_config": {**TINY_VISION, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 8},
+        "image_token_index": 59,
+    },
+    "qwen2_5_vl": {
+        "text_config": {
+            **TINY,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        },
+        "vision_config": {
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+        },
+        "image_token_id": 59,
+        "video_token_id": 58,
+        "vision_start_token_id": 57,
+        "vision_end_token_id": 56,
+    },
+}
+OBEYING = (
+    "llama mistral qwen2 qwen3 qwen2_moe gemma gemma2 gemma3_text phi phi3 smollm3 olmo olmo2 granite starcoder2 cohere "
+    "glm helium gpt2 gpt_neox opt bloom"
+).split()
+
+
+def tower_of_type(model_type, **fields):
+    """With the attention that the type has by default."""
+    backbone = CONFIG_MAPPING[model_type](**VISION_LANGUAGE.get(model_type, TINY))
+    return randomise(PixCLIPTextModel(text_config(backbone, **fields)))
+
+
+@pytest.mark.parametrize("model_type", OBEYING + list(VISION_LANGUAGE))
+def test_backbones_of_many_types_are_bidirectional(model_type):
+    model = tower_of_type(model_type)
+    model.check_bidirectional()
+    ids, mask = random_tokens([9, 5])
+    with torch.no_grad():
+        together = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        for row, length in enumerate((9, 5)):
+            alone = ids[row : row + 1, :length]
+            before, after = first_states(model, alone)
+            assert (before - after).abs().max() > 1e-3
+            torch.testing.assert_close(together[row, 0], before, atol=1e-5, rtol=1e-4)
+    # Causal by the same switch.
+    causal = tower_of_type(model_type, bidirectional=False)
+    torch.testing.assert_close(*first_states(causal, ids[:1]))
+
+
+@pytest.mark.parametrize(
+    "model_type, reason",
+    [
+        ("stablelm", "its first token does not see the last one"),
+        ("nemotron", "its first token does not see the last one"),
+        ("mamba", "(its first token does not see the last one|its layers .* are causal)"),
+        ("mpt", "it fails with AttributeError"),
+        ("qwen3_next", r"its layers \['linear_attention'\] are causal"),
+    ],
+)
+def test_backbones_that_cannot_be_bidirectional_are_named(model_type, reason):
+    message = rf"type '{model_type}' .* cannot be made bidirectional: {reason}.*Set bidirectional=False"
+    with pytest.raises(ValueError, match=message):
+        tower_of_type(model_type).check_bidirectional()
+
+
+@pytest.mark.parametrize("model_type", ["stablelm", "nemotron", "mamba"])
+def test_backbones_that_stay_causal_work_as_such(model_type):
+    model = tower_of_type(model_type, bidirectional=False)
+    model.check_bidirectional()
+    ids, mask = random_tokens([9, 5])
+    with torch.no_grad():
+        together = model(input_ids=ids, attention_mask=mask).pooler_output
+        alone = model(input_ids=ids[1:, :5]).pooler_output
+    torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_backbone_that_padding_changes_is_named(monkeypatch):
+    model = tower()
+    run = model._run_backbone
+
+    def sensitive(input_ids, attention_mask):
+        outputs = run(input_ids, attention_mask)
+        outputs.last_hidden_state = outputs.last_hidden_state * input_ids.shape[1]
+        return outputs
+
+    monkeypatch.setattr(model, "_run_backbone", sensitive)
+    with pytest.raises(ValueError, match="'llama'.*other states alone than beside a longer one"):
+        model.check_bidirectional()
+
+
+@pytest.mark.parametrize("backbone", ENCODERS + ["clip_text"])
+def test_encoders_are_not_checked(backbone):
+    tower(backbone).check_bidirectional()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backbone", DECODERS)
+def test_rounding_is_no_leak(backbone, dtype):
+    model = tower(backbone).train()
+    model.to(dtype).check_bidirectional()
+    assert model.training and model.adapter.training
+
+
+@pytest.mark.parametrize("backbone", DECODERS + ENCODERS + ["clip_text"])
+def test_no_keys_and_values_are_kept(backbone):
+    model = tower(backbone)
+    kept = []
+    model.backbone.register_forward_hook(lambda module, args, outputs: kept.append(outputs.get("past_key_values")))
+    ids, mask = random_tokens([8, 5])
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=mask)
+    assert kept == [None]
 
 
 @pytest.mark.parametrize("attention", BACKENDS)
@@ -341,6 +479,8 @@ def test_wrong_inputs_are_named():
         model(input_ids=ids, attention_mask=mask, pooling_mask=empty)
     with pytest.raises(ValueError, match="31 wide.*32 wide"):
         model(backbone_embeds=torch.zeros(2, 31))
+    with pytest.raises(TypeError, match=r"unexpected arguments \['mask'\]"):
+        model(input_ids=ids, mask=mask)
     ids[0, 3] = EOS
     with pytest.raises(ValueError, match=r"no end-of-text token \(id 2\) in rows \[1\]"):
         tower(pooling="eos")(input_ids=ids, attention_mask=mask)

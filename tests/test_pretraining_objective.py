@@ -22,7 +22,7 @@ from tiny_models import (
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from modeling_pixclip import LossTermsCallback, PixCLIPForPreTraining
+from modeling_pixclip import LossTermsCallback, PixCLIPForPreTraining, PixCLIPModel, contrastive_loss
 from processing_pixclip import EvaluationRegions, PixCLIPDataCollator, PixCLIPImageProcessor, PixCLIPProcessor
 
 
@@ -248,6 +248,42 @@ def test_rows_of_the_output_are_pairs():
     assert outputs.logits_per_image.shape == (4, 4)
     assert without_loss.loss is None and without_loss.loss_terms is None
     torch.testing.assert_close(without_loss.image_embeds, outputs.image_embeds)
+
+
+def test_without_loss_it_is_the_base_model():
+    model = tiny_model()
+    base = randomise(PixCLIPModel(model.config))
+    one_image = {**region_batch("region_text_index"), "region_image_index": None, "mask_values": None}
+    one_image["pixel_values"] = one_image["pixel_values"][:1]
+    for batch, shape in ((region_batch(), (4, 5)), (region_batch("region_text_index"), (4, 5)), (one_image, (1, 5))):
+        with torch.no_grad():
+            outputs = model(**batch, return_loss=False)
+            expected = base(**batch)
+            as_tuple = model(**batch, return_loss=False, return_dict=False)
+        assert outputs.loss is None and outputs.loss_terms is None and outputs.logits_per_image.shape == shape
+        assert torch.equal(outputs.logits_per_image, expected.logits_per_image)
+        assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], outputs.logits_per_image)
+
+
+def test_a_batch_without_regions_is_named():
+    batch = region_batch()
+    for name in ("mask_values", "region_image_index", "region_boxes", "crop_pixel_values", "crop_mask_values"):
+        batch[name] = batch[name][:0]
+    for name in ("region_text_index", "object_text_index"):
+        batch[name] = batch[name][:0]
+    with pytest.raises(ValueError, match="no image rows"):
+        tiny_model()(**batch)
+    with torch.no_grad():
+        assert tiny_model()(**batch, return_loss=False).image_embeds.shape == (0, 16)
+
+
+def test_objective_under_autocast_computes_its_logits_in_float32():
+    model, batch = tiny_model(logit_scale_init_value=4.6), region_batch()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**batch)
+    pairs = outputs.image_embeds.float(), outputs.text_embeds.float()
+    expected = contrastive_loss(*pairs, model.logit_scale.detach().exp(), batch["region_text_index"])
+    assert float(outputs.loss_terms["global"]) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_whole_images_pair_with_their_captions_one_to_one():
