@@ -318,8 +318,16 @@ class PixCLIPConfig(PreTrainedConfig):
     local_stop_gradient: bool = True
 
     def __post_init__(self, **kwargs):
-        for name in self.sub_configs_defaults:
+        for name, own_class in self.sub_configs_defaults.items():
             sub_config = getattr(self, name)
+            given = getattr(sub_config, "model_type", None)
+            if isinstance(sub_config, dict):
+                given = sub_config.get("model_type")
+            if given not in (None, own_class.model_type):
+                raise ValueError(
+                    f"{name} is of model type {given!r}; accepted is {own_class.model_type!r}. A text backbone goes one "
+                    "level deeper: text_config={'backbone_config': ...}."
+                )
             if sub_config is None or isinstance(sub_config, dict):
                 setattr(self, name, {"projection_dim": self.projection_dim, **(sub_config or {})})
         super().__post_init__(**kwargs)

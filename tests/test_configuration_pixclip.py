@@ -230,3 +230,9 @@ def test_a_config_that_no_longer_fits_is_not_saved(tmp_path):
     config.text_config.projection_dim = 8
     with pytest.raises((ValueError, StrictDataclassError), match=r"text_config.projection_dim \(8\)"):
         config.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", [{"model_type": "llama"}, backbone_config("llama")])
+def test_a_bare_text_backbone_is_told_where_it_goes(text):
+    with pytest.raises(ValueError, match=r"text_config is of model type 'llama'.*backbone_config"):
+        PixCLIPConfig(text_config=text)
