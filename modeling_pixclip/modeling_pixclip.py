@@ -195,6 +195,12 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
             fill_vision_tower(model, vision_state, vision)
         return model
 
+    def get_input_embeddings(self):
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.text_model.set_input_embeddings(value)
+
     def _inverse_temperature(self) -> torch.Tensor:
         return InverseTemperature.apply(self.logit_scale, math.log(self.config.logit_scale_max))
 

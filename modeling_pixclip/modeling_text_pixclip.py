@@ -177,6 +177,10 @@ class PixCLIPTextModel(PreTrainedModel):
             raise ValueError(refusal.format("a text has other states alone than beside a longer one"))
 
     def _run_backbone(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs):
+        for name in ("output_attentions", "output_hidden_states"):
+            # Set in this tower's configuration, the backbone would not see it in its own.
+            if getattr(self.config, name):
+                kwargs.setdefault(name, True)
         if getattr(self.config.backbone_text_config, "use_cache", None):
             # Decoders would keep keys and values of every layer for a next token that never comes.
             kwargs.setdefault("use_cache", False)

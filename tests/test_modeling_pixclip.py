@@ -595,3 +595,11 @@ def test_weights_missing_from_a_checkpoint_are_initialised(tmp_path):
     torch.manual_seed(0)
     config = pixclip_config(vision={"projection_bias": True, "num_hidden_layers": 1}, text={"adapter_layers": 1})
     check_initialisation_of_missing_weights(PixCLIPModel, config, tmp_path, frozen=["text_model.backbone.layers"])
+
+
+def test_input_embeddings_are_the_backbones():
+    model = PixCLIPModel(pixclip_config())
+    assert model.get_input_embeddings() is model.text_model.backbone.embed_tokens
+    other = torch.nn.Embedding(7, 32)
+    model.set_input_embeddings(other)
+    assert model.text_model.backbone.embed_tokens is other

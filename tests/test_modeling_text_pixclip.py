@@ -528,3 +528,13 @@ def test_fresh_projection_keeps_the_scale_of_its_input():
 def test_weights_missing_from_a_checkpoint_are_initialised(tmp_path, fields):
     torch.manual_seed(0)
     check_initialisation_of_missing_weights(PixCLIPTextModel, text_config(**fields), tmp_path)
+
+
+def test_states_asked_for_by_the_configuration():
+    model = tower(attention="eager")
+    model.config.output_hidden_states = model.config.output_attentions = True
+    ids, mask = random_tokens([6])
+    with torch.no_grad():
+        outputs = model(input_ids=ids, attention_mask=mask)
+        assert len(outputs.hidden_states) == 3 and len(outputs.attentions) == 2
+        assert model(input_ids=ids, attention_mask=mask, output_hidden_states=False).hidden_states is None
