@@ -84,7 +84,7 @@ def fill_vision_tower(model: PreTrainedModel, state: dict[str, torch.Tensor], na
             f"The vision checkpoint {name!r} does not fit the tower: missing {missing}, unexpected {unexpected}, of "
             f"another shape {mismatched}."
         )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict({**own, **state})
 
 
 __all__ = ["check_fields", "fill_vision_tower", "load_backbone", "load_vision_parent"]
