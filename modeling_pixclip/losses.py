@@ -111,4 +111,35 @@ def cosine_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
     return 1 - nn.functional.cosine_similarity(student, teacher, dim=-1).mean()
 
 
-__all__ = ["InverseTemperature", "contrastive_loss", "cosine_distance", "similarity_logits"]
+def check_rows(values: torch.Tensor, name: str, rows: int):
+    """Raises a `ValueError` unless there is one value an image row."""
+    if len(values) != rows:
+        raise ValueError(f"{len(values)} {name} for {rows} image rows; accepted: one a row.")
+
+
+def pair_index(
+    index: torch.Tensor | None, rows: int, texts: int, device: torch.device, name: str = "region_text_index"
+) -> torch.Tensor:
+    """Row of the text batch that belongs to each image row."""
+    if not rows:
+        raise ValueError("There are no image rows (regions) to compute a loss of; leave such a batch out of training.")
+    if index is None:
+        if rows != texts:
+            raise ValueError(
+                f"{rows} image rows and {texts} texts cannot be paired one to one; pass region_text_index (R,), the "
+                "text of each row."
+            )
+        return torch.arange(rows, device=device)
+    if len(index) != rows:
+        raise ValueError(f"{name} has {len(index)} entries for {rows} image rows; accepted: one a row.")
+    return index
+
+
+__all__ = [
+    "InverseTemperature",
+    "check_rows",
+    "contrastive_loss",
+    "cosine_distance",
+    "pair_index",
+    "similarity_logits",
+]

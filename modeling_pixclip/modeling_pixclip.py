@@ -16,7 +16,14 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConfig
-from .losses import InverseTemperature, contrastive_loss, cosine_distance, similarity_logits
+from .losses import (
+    InverseTemperature,
+    check_rows,
+    contrastive_loss,
+    cosine_distance,
+    pair_index,
+    similarity_logits,
+)
 from .modeling_text_pixclip import PixCLIPTextModel, PixCLIPTextModelOutput
 from .modeling_vision_pixclip import PixCLIPVisionModel, PixCLIPVisionModelOutput, initial_stds
 from .parent_checkpoints import check_fields, fill_vision_tower, load_backbone, load_vision_parent
@@ -413,7 +420,7 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
         logits_per_text = similarity_logits(text_embeds, image_embeds, scale)
         loss = None
         if return_loss:
-            text_index = _pair_index(region_text_index, len(image_embeds), len(text_embeds), image_embeds.device)
+            text_index = pair_index(region_text_index, len(image_embeds), len(text_embeds), image_embeds.device)
             loss = contrastive_loss(image_embeds, text_embeds[text_index], scale, text_index)
         return PixCLIPOutput(
             loss=loss,
@@ -519,13 +526,14 @@ class PixCLIPForPreTraining(PixCLIPModel):
         )
         image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
         all_text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
-        text_index = _pair_index(region_text_index, len(image_embeds), len(all_text_embeds), image_embeds.device)
+        text_index = pair_index(region_text_index, len(image_embeds), len(all_text_embeds), image_embeds.device)
         text_embeds = all_text_embeds[text_index]
         scale = self._inverse_temperature()
 
         crop_embeds = None
-        if crop_pixel_values is not None and ("crop" in weights or self._needs_teacher(weights)):
-            _check_rows(crop_pixel_values, "crops", len(image_embeds))
+        needs_teacher = "local" in weights and self.config.local_target == "crop"
+        if crop_pixel_values is not None and ("crop" in weights or needs_teacher):
+            check_rows(crop_pixel_values, "crops", len(image_embeds))
             taught = "crop" in weights or not self.config.local_stop_gradient
             with torch.set_grad_enabled(taught and torch.is_grad_enabled()):
                 crops = self.get_image_features(crop_pixel_values, crop_mask_values, return_dict=True, **kwargs)
@@ -538,13 +546,13 @@ class PixCLIPForPreTraining(PixCLIPModel):
             use_object = self.config.crop_text == "object" and object_text_index is not None
             crop_index = text_index
             if use_object:
-                crop_index = _pair_index(
+                crop_index = pair_index(
                     object_text_index, len(crop_embeds), len(all_text_embeds), crop_embeds.device, "object_text_index"
                 )
             terms["crop"] = contrastive_loss(crop_embeds, all_text_embeds[crop_index], scale, crop_index)
         regions = {"mask": mask_values, "roi": region_boxes}[self.config.local_pooling]
         if "local" in weights and regions is not None:
-            _check_rows(regions, "mask_values" if regions is mask_values else "region_boxes", len(image_embeds))
+            check_rows(regions, "mask_values" if regions is mask_values else "region_boxes", len(image_embeds))
             rows = torch.arange(len(regions), device=image_embeds.device)
             pooled = self._pool_dense(
                 vision_outputs.dense_state,
@@ -576,32 +584,6 @@ class PixCLIPForPreTraining(PixCLIPModel):
             vision_model_output=vision_outputs,
             loss_terms={name: term.detach() for name, term in terms.items()},
         )
-
-    def _needs_teacher(self, weights: dict[str, float]) -> bool:
-        return "local" in weights and self.config.local_target == "crop"
-
-
-def _check_rows(values: torch.Tensor, name: str, rows: int):
-    if len(values) != rows:
-        raise ValueError(f"{len(values)} {name} for {rows} image rows; accepted: one a row.")
-
-
-def _pair_index(
-    index: torch.Tensor | None, rows: int, texts: int, device: torch.device, name: str = "region_text_index"
-) -> torch.Tensor:
-    """Row of the text batch that belongs to each image row."""
-    if not rows:
-        raise ValueError("There are no image rows (regions) to compute a loss of; leave such a batch out of training.")
-    if index is None:
-        if rows != texts:
-            raise ValueError(
-                f"{rows} image rows and {texts} texts cannot be paired one to one; pass region_text_index (R,), the "
-                "text of each row."
-            )
-        return torch.arange(rows, device=device)
-    if len(index) != rows:
-        raise ValueError(f"{name} has {len(index)} entries for {rows} image rows; accepted: one a row.")
-    return index
 
 
 PRETRAINING_INPUTS = ("object_text_index", "crop_pixel_values", "crop_mask_values")

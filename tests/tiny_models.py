@@ -9,6 +9,15 @@ from modeling_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConf
 
 
 VOCABULARY, EOS, PAD = 60, 2, 0
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "projection_dim": 16,
+}
 EVA02 = {
     "mlp_type": "swiglu",
     "hidden_act": "silu",
@@ -47,31 +56,12 @@ def backbone_config(name, **fields):
 
 
 def vision_config(**fields):
-    shared = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 32,
-        "patch_size": 8,
-        "projection_dim": 16,
-    }
-    return PixCLIPVisionConfig(**{**shared, **fields})
+    return PixCLIPVisionConfig(**{**VISION, **fields})
 
 
 def clip_vision_config(**fields):
     """The CLIP parent of `vision_config()`."""
-    shared = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 32,
-        "patch_size": 8,
-        "projection_dim": 16,
-        "hidden_act": "quick_gelu",
-    }
-    return CLIPVisionConfig(**{**shared, **fields})
+    return CLIPVisionConfig(**{**VISION, "hidden_act": "quick_gelu", **fields})
 
 
 def text_config(backbone="llama", **fields):
