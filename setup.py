@@ -5,6 +5,7 @@ from setuptools import setup
 
 
 examples = ["gguf", "jinja2", "matplotlib", "tensorboard"]
+peft = ["peft"]
 
 setup(
     name="pixclip",
@@ -34,6 +35,7 @@ setup(
     ],
     extras_require={
         "examples": examples,
-        "dev": [*examples, "hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "peft": peft,
+        "dev": [*examples, *peft, "hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
 )

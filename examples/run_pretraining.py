@@ -16,6 +16,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from region_retrieval import embed_regions, format_metric, region_retrieval_metrics, text_rank
@@ -33,8 +34,9 @@ from modeling_pixclip import (
     PixCLIPVisionConfig,
     RegionAugmentation,
     RegionJsonlDataset,
-    TextEmbeddingCache,
+    TextFeatureStore,
 )
+from processing_pixclip import get_text_preset
 
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,13 @@ class ModelArguments:
     objective: dict | str | None = field(
         default=None, metadata={"help": "Fields of PixCLIPConfig (JSON), e.g. '{\"local_weight\": 0.5}'."}
     )
+    backbone_dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = field(
+        default=None,
+        metadata={"help": "What the LLM runs in; by default the dtype of its checkpoint ('auto'), or float32 if it trains."},
+    )
+    text_vector_dtype: Literal["float16", "bfloat16", "float32"] = field(
+        default="float16", metadata={"help": "What the text vectors of a frozen LLM are stored in."}
+    )
     cache_dir: str = field(default=".cache", metadata={"help": "Folder of text vectors and converted backbones."})
 
 
@@ -71,8 +80,15 @@ class ModelArguments:
 class DataArguments:
     train_file: str | None = field(default=None, metadata={"help": "JSON lines of images with regions to train on."})
     eval_file: str | None = field(default=None, metadata={"help": "The same, held out."})
-    text_template: str = field(default="{text}", metadata={"help": "What the LLM was tuned with, around '{text}'."})
-    text_max_length: int = field(default=512, metadata={"help": "Longest text in tokens, template included."})
+    text_preset: str | None = field(
+        default=None, metadata={"help": "What a known LLM takes: template, pooling, length; see get_text_preset."}
+    )
+    text_template: str | None = field(
+        default=None, metadata={"help": "What the LLM was tuned with, around '{text}'; '{text}' without a preset."}
+    )
+    text_max_length: int | None = field(
+        default=None, metadata={"help": "Longest text in tokens, template included; 512 without a preset."}
+    )
     resize_mode: str = field(default="squash", metadata={"help": "'squash', 'shortest_edge' or 'letterbox'."})
     crop_size: int | None = field(default=None, metadata={"help": "Side of the context crop in pixels."})
     crop_scale: float = field(default=1.5, metadata={"help": "Side of the context crop over that of the region."})
@@ -92,19 +108,35 @@ class RegionTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(default_factory=list, metadata={"help": "The pairs are the labels."})
 
 
+def take_json_defaults(parser: HfArgumentParser, arguments: list[str]) -> list[str]:
+    """Makes the options in a JSON file, if the first argument is one, the parser's defaults; returns the other arguments."""
+    if not arguments or not arguments[0].endswith(".json"):
+        return arguments
+    try:
+        defaults = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        parser.error(f"{arguments[0]} cannot be read as JSON: {error}.")
+    known = {action.dest for action in parser._actions}
+    unknown = sorted(defaults.keys() - known)
+    if unknown:
+        parser.error(f"{arguments[0]} has the unknown options {', '.join(unknown)}; see --help.")
+    parser.set_defaults(**defaults)
+    return arguments[1:]
+
+
+def refuse_several_processes(parser: HfArgumentParser, training: TrainingArguments):
+    # The Trainer itself counts one process where a launcher starts several on CPUs.
+    processes = max(training.world_size, int(os.environ.get("WORLD_SIZE", "1")))
+    if processes > 1 or training.n_gpu > 1:
+        parser.error(
+            f"the run has {processes} processes, with {training.n_gpu} GPUs each; the contrastive batch does not span "
+            "processes yet. Start one process, on one GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
+
+
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, RegionTrainingArguments]:
     parser = HfArgumentParser((ModelArguments, DataArguments, RegionTrainingArguments), description=__doc__)
-    if arguments and arguments[0].endswith(".json"):
-        try:
-            defaults = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            parser.error(f"{arguments[0]} cannot be read as JSON: {error}.")
-        known = {action.dest for action in parser._actions}
-        unknown = sorted(defaults.keys() - known)
-        if unknown:
-            parser.error(f"{arguments[0]} has the unknown options {', '.join(unknown)}; see --help.")
-        parser.set_defaults(**defaults)
-        arguments = arguments[1:]
+    arguments = take_json_defaults(parser, arguments)
     model, data, training = parser.parse_args_into_dataclasses(arguments)
     for name in ("vision_config", "text_config", "objective"):
         value = getattr(model, name) or {}
@@ -115,15 +147,14 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         if not isinstance(value, dict):
             parser.error(f"--{name} is {value!r}; accepted is a JSON object of fields.")
         setattr(model, name, value)
+    if data.text_preset is not None:
+        try:
+            model.text_config = {**get_text_preset(data.text_preset).text_config, **model.text_config}
+        except ValueError as error:
+            parser.error(str(error))
     if not data.train_file or not training.output_dir:
         parser.error("train_file and output_dir are needed; see examples/configs/coco_regions.json.")
-    # The Trainer itself counts one process where a launcher starts several on CPUs.
-    processes = max(training.world_size, int(os.environ.get("WORLD_SIZE", "1")))
-    if processes > 1 or training.n_gpu > 1:
-        parser.error(
-            f"the run has {processes} processes, with {training.n_gpu} GPUs each; the contrastive batch does not span "
-            "processes yet. Start one process, on one GPU (CUDA_VISIBLE_DEVICES=0)."
-        )
+    refuse_several_processes(parser, training)
     return model, data, training
 
 
@@ -133,6 +164,7 @@ def build_model(arguments: ModelArguments, text_backbone: str) -> PixCLIPForPreT
         text_backbone,
         vision_kwargs=arguments.vision_config,
         text_kwargs=arguments.text_config,
+        backbone_dtype=arguments.backbone_dtype,
         **arguments.objective,
     )
 
@@ -150,6 +182,7 @@ def build_processor(arguments: DataArguments, model: PixCLIPForPreTraining, text
     return PixCLIPProcessor(
         image_processor,
         AutoTokenizer.from_pretrained(text_backbone),
+        text_preset=arguments.text_preset,
         text_template=arguments.text_template,
         text_max_length=arguments.text_max_length,
     )
@@ -255,12 +288,12 @@ def main(arguments: list[str] | None = None) -> None:
     if data_arguments.eval_file:
         datasets["held-out"] = RegionJsonlDataset(data_arguments.eval_file)
     text_embeddings = None
-    if model.config.text_config.freeze_backbone:
+    if model.config.text_config.backbone_training == "frozen":
         # A frozen LLM gives the same vectors in every epoch, so it runs once.
-        cache = TextEmbeddingCache(model_arguments.cache_dir, model.text_model, processor)
-        cache.embed(text for name, dataset in datasets.items() for text in texts_of(dataset, name == "train"))
-        # Workers of a data loader must not carry the LLM that the cache holds.
-        text_embeddings = dict(cache)
+        text_embeddings = TextFeatureStore(
+            model_arguments.cache_dir, model.text_model, processor, dtype=model_arguments.text_vector_dtype
+        )
+        text_embeddings.embed(text for name, dataset in datasets.items() for text in texts_of(dataset, name == "train"))
     collator = PixCLIPDataCollator(
         processor,
         whole_image_share=data_arguments.whole_image_share,

@@ -20,15 +20,17 @@ from processing_pixclip import (
     RegionJsonlDataset,
     describe_region,
     describe_regions,
+    get_text_preset,
 )
 
 from .configuration_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConfig
-from .losses import contrastive_loss, cosine_distance
+from .losses import caption_contrastive_loss, contrastive_loss, cosine_distance
 from .modeling_pixclip import PixCLIPForPreTraining, PixCLIPModel, PixCLIPOutput, PixCLIPPreTrainedModel
 from .modeling_text_pixclip import PixCLIPTextModel, PixCLIPTextModelOutput
 from .modeling_vision_pixclip import PixCLIPVisionModel, PixCLIPVisionModelOutput, PixCLIPVisionModelWithProjection
+from .position_stretching import stretch_positions
 from .region_pooling import mask_pool, roi_align
-from .text_embedding_cache import TextEmbeddingCache
+from .text_feature_store import TextFeatureStore
 from .trainer_callbacks import LossTermsCallback
 
 
@@ -72,11 +74,14 @@ __all__ = [
     "PixCLIPVisionModelWithProjection",
     "RegionAugmentation",
     "RegionJsonlDataset",
-    "TextEmbeddingCache",
+    "TextFeatureStore",
+    "caption_contrastive_loss",
     "contrastive_loss",
     "cosine_distance",
     "describe_region",
     "describe_regions",
+    "get_text_preset",
     "mask_pool",
     "roi_align",
+    "stretch_positions",
 ]

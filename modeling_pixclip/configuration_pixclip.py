@@ -16,6 +16,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 
+LORA_DEFAULTS = {"rank": 16, "alpha": 32, "dropout": 0.05, "target_modules": None}
+
+
 def _is_decoder(model_type: str) -> bool:
     """Whether a text model of this type is a causal language model, alone or as a part (`qwen2_5_vl_text`)."""
     # CLIP's text tower and BERT's kin read `is_causal` in one of mask and attention only: there it breaks them.
@@ -162,7 +165,23 @@ class PixCLIPTextConfig(PreTrainedConfig):
         adapter_layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the adapter's LayerNorms.
         projection_bias (`bool`, *optional*, defaults to `True`): Bias of the last linear layer.
         projection_dim (`int`, *optional*, defaults to 512): Width of the shared embedding space.
-        freeze_backbone (`bool`, *optional*, defaults to `True`): Run the backbone without gradients and in eval mode.
+        backbone_training (`"frozen"`, `"lora"` or `"full"`, *optional*, defaults to `"frozen"`): How the backbone trains,
+            see [`PixCLIPTextModel.set_backbone_trainable`], which sets it.
+        backbone_lora (`dict`, *optional*): Shape of the LoRA adapters that the backbone carries: `rank`, `alpha`,
+            `dropout` and `target_modules` (`None`: all linear layers of attention and MLP). Those left out take the
+            defaults of [`PixCLIPTextModel.set_backbone_trainable`]. Defaults to no adapters, or with
+            `backbone_training="lora"` to all of its defaults.
+        backbone_dtype (`str`, *optional*): Dtype of the backbone's weights, e.g. `"bfloat16"`, if it is not that of the
+            others. Written by `save_pretrained`.
+        backbone_source (`dict`, *optional*): Where the backbone was loaded from, by
+            [`PixCLIPModel.from_vision_text_pretrained`]: `repo_id` and `revision`, or `folder` (in a checkpoint relative
+            to it); `config_sha256`, the hash of its configuration; `changed`, what was done to its weights, if anything.
+        backbone_in_checkpoint (`bool`, *optional*, defaults to `True`): Whether checkpoints hold the backbone's weights
+            (`save_pretrained`, the Trainer's). `False` leaves them out, and `from_pretrained` takes them from
+            `backbone_source`.
+        padding_free (`"auto"`, `True` or `False`, *optional*, defaults to `"auto"`): Run the texts of a padded batch end
+            to end, without the padding. `"auto"` does so where the backbone and its attention can (PixCLIP's own
+            `pixclip_varlen`, which takes the place of `sdpa`, and flash attention); `True` refuses others.
         initializer_factor (`float`, *optional*, defaults to 1.0): Scale of the projection's initial weights.
 
     Example:
@@ -201,12 +220,19 @@ class PixCLIPTextConfig(PreTrainedConfig):
     adapter_layer_norm_eps: float = 1e-5
     projection_bias: bool = True
     projection_dim: int = 512
-    freeze_backbone: bool = True
+    backbone_training: Literal["frozen", "lora", "full"] = "frozen"
+    backbone_lora: dict | None = None
+    backbone_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    backbone_source: dict | None = None
+    backbone_in_checkpoint: bool = True
+    padding_free: bool | Literal["auto"] = "auto"
     initializer_factor: int | float = 1.0
 
     def __post_init__(self, **kwargs):
         if isinstance(self.backbone_config, PreTrainedConfig):
             self.backbone_config = copy.deepcopy(self.backbone_config)
+        if self.backbone_lora is not None or self.backbone_training == "lora":
+            self.backbone_lora = {**LORA_DEFAULTS, **(self.backbone_lora or {})}
         super().__post_init__(**kwargs)
         # An encoder-decoder has two text configurations; validation refuses it.
         if not self.backbone_config.is_encoder_decoder and _is_decoder(self.backbone_text_config.model_type):
@@ -221,6 +247,24 @@ class PixCLIPTextConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """Width of the backbone, of its pooled vectors and of the adapter."""
         return self.backbone_text_config.hidden_size
+
+    @staticmethod
+    def check_lora(lora: dict):
+        """Refuses adapters that cannot be made; `lora` as in `backbone_lora`, with all of its entries."""
+        unknown = sorted(lora.keys() - LORA_DEFAULTS.keys())
+        if unknown:
+            raise ValueError(f"backbone_lora has unknown entries {unknown}; accepted are {list(LORA_DEFAULTS)}.")
+        rank, alpha, dropout, target_modules = (lora[name] for name in LORA_DEFAULTS)
+        if not isinstance(rank, int) or rank < 1 or not alpha > 0 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"LoRA needs a whole rank >= 1, alpha > 0 and 0 <= dropout < 1, got rank {rank!r}, alpha {alpha!r}, "
+                f"dropout {dropout!r}."
+            )
+        named = isinstance(target_modules, (list, tuple)) and all(isinstance(name, str) for name in target_modules)
+        if target_modules is not None and not (named and target_modules):
+            raise ValueError(
+                f"target_modules must be a list of names of linear layers or None, got {target_modules!r}."
+            )
 
     @property
     def end_of_text_id(self) -> int | list[int] | None:
@@ -246,6 +290,13 @@ class PixCLIPTextConfig(PreTrainedConfig):
                 f"backbone_config of type {model_type!r} does not run on text alone. Pass its text part, of type "
                 f"{text_type!r}, as backbone_config."
             )
+        if self.backbone_lora is not None:
+            self.check_lora(self.backbone_lora)
+            if self.backbone_training == "full":
+                raise ValueError(
+                    "backbone_training='full' goes without backbone_lora: adapters are merged before all weights train. "
+                    "Set backbone_lora=None, or backbone_training='lora'."
+                )
         if self.pooling == "eos" and self.end_of_text_id is None:
             raise ValueError(
                 f"pooling='eos' needs a backbone_config with an eos_token_id; that of type {model_type!r} has none. Set "

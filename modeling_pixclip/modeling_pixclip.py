@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConfig
+from .encoding import EncodingMixin
 from .losses import (
     InverseTemperature,
     check_rows,
@@ -28,6 +29,7 @@ from .modeling_text_pixclip import PixCLIPTextModel, PixCLIPTextModelOutput
 from .modeling_vision_pixclip import PixCLIPVisionModel, PixCLIPVisionModelOutput, initial_stds
 from .parent_checkpoints import check_fields, fill_vision_tower, load_backbone, load_vision_parent
 from .region_pooling import mask_pool, roi_align
+from .text_backbone_reference import TextBackboneCheckpoints
 
 
 @dataclass
@@ -59,7 +61,7 @@ class PixCLIPOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class PixCLIPPreTrainedModel(PreTrainedModel):
+class PixCLIPPreTrainedModel(TextBackboneCheckpoints, PreTrainedModel):
     """
     Base of [`PixCLIPModel`] and [`PixCLIPForPreTraining`]: initial weights, and saving with the code beside the weights.
 
@@ -95,7 +97,7 @@ class PixCLIPPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-class PixCLIPModel(PixCLIPPreTrainedModel):
+class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
     """
     PixCLIP: embeds image regions, given as masks, and long texts into one space.
 
@@ -131,6 +133,11 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
         self.visual_projection.init_std = initial_stds(vision_config)[0]
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
+        # What a tower alone passes over is this model's, and has to be reported.
+        self._keys_to_ignore_on_load_unexpected -= {
+            *PixCLIPVisionModel._keys_to_ignore_on_load_unexpected,
+            *PixCLIPTextModel._keys_to_ignore_on_load_unexpected,
+        }
 
     @classmethod
     def from_vision_text_pretrained(
@@ -140,7 +147,8 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
         *,
         text_kwargs: dict[str, Any] | None = None,
         vision_kwargs: dict[str, Any] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        backbone_dtype: torch.dtype | str | None = None,
         **config_kwargs,
     ) -> "PixCLIPModel":
         """
@@ -156,7 +164,10 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
             text_kwargs (`dict`, *optional*): Fields of [`PixCLIPTextConfig`], e.g. `{"pooling": "last"}`.
             vision_kwargs (`dict`, *optional*): Fields of [`PixCLIPVisionConfig`] that leave the parent's weights valid,
                 e.g. `{"mask_patch_bias": True}`.
-            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Of all weights.
+            dtype (`torch.dtype`, *optional*): Of all weights. Defaults to `torch.float32`, beside which the text backbone
+                keeps the dtype of its checkpoint, unless all of it trains.
+            backbone_dtype (`torch.dtype` or `str`, *optional*): Of the text backbone's weights, if not `dtype`;
+                `"auto"` is that of its checkpoint. Saved and loaded models keep the mixture.
             **config_kwargs: Fields of [`PixCLIPConfig`]; `projection_dim` is that of the vision tower.
 
         Returns:
@@ -180,7 +191,12 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
         check_fields(
             config_kwargs, PixCLIPConfig, cls.__name__, own=("vision_config", "text_config", "projection_dim")
         )
-        check_fields(text_kwargs or {}, PixCLIPTextConfig, "text_kwargs", own=("backbone_config",))
+        check_fields(
+            text_kwargs or {},
+            PixCLIPTextConfig,
+            "text_kwargs",
+            own=("backbone_config", "backbone_dtype", "backbone_source"),
+        )
         check_fields(vision_kwargs or {}, PixCLIPVisionConfig, "vision_kwargs")
         if isinstance(vision, PixCLIPVisionConfig):
             vision_config, vision_state = PixCLIPVisionConfig(**{**vision.to_dict(), **(vision_kwargs or {})}), None
@@ -195,12 +211,31 @@ class PixCLIPModel(PixCLIPPreTrainedModel):
             vision_config=vision_config, text_config=text_config, projection_dim=projection_dim, **config_kwargs
         )
         # After all configurations: what they refuse need not be loaded, and making one resets the attention of its parts.
-        backbone = load_backbone(text, text_config, dtype)
-        model = cls._from_config(config, dtype=dtype, backbone=backbone).eval()
+        if backbone_dtype is None:
+            backbone_dtype = dtype or (torch.float32 if text_config.backbone_training == "full" else "auto")
+        backbone = load_backbone(text, text_config, backbone_dtype)
+        model = cls._from_config(config, dtype=dtype or torch.float32, backbone=backbone).eval()
         model.text_model.check_bidirectional()
         if vision_state is not None:
             fill_vision_tower(model, vision_state, vision)
         return model
+
+    def set_text_backbone_trainable(self, mode: Literal["frozen", "lora", "full"], **lora):
+        """
+        Sets how the text backbone trains; arguments and errors as in [`PixCLIPTextModel.set_backbone_trainable`].
+
+        Example:
+            >>> from modeling_pixclip import PixCLIPModel
+            >>> model = PixCLIPModel.from_vision_text_pretrained(
+            ...     "openai/clip-vit-base-patch16", "HuggingFaceTB/SmolLM2-135M-Instruct"
+            ... )  # doctest: +SKIP
+            >>> model.set_text_backbone_trainable("lora", rank=16, alpha=32)  # doctest: +SKIP
+        """
+        self.text_model.set_backbone_trainable(mode, **lora)
+
+    def merge_text_backbone_lora(self):
+        """Merges the text backbone's adapters, as [`PixCLIPTextModel.merge_backbone_lora`] does."""
+        self.text_model.merge_backbone_lora()
 
     def get_input_embeddings(self):
         return self.text_model.get_input_embeddings()

@@ -1,8 +1,10 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Text tower of PixCLIP: any Hugging Face text backbone, made bidirectional, pooled and adapted to the shared space."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +13,19 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_pixclip import PixCLIPTextConfig
+from .encoding import encode_texts, evaluating
 from .forward_arguments import check_forward_kwargs
+from .position_stretching import find_position_table, resize_position_table
+from .text_attention import VARLEN_ATTENTION, NotPackableError, PackedTexts, find_first_position, takes_packed_texts
+from .text_backbone_reference import TextBackboneCheckpoints
+from .text_backbone_training import TextBackboneTraining, add_lora
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -25,7 +35,7 @@ class PixCLIPTextModelOutput(BaseModelOutputWithPooling):
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(T, L, backbone width)`, *optional*, absent when `backbone_embeds`
-            were given): Final states of the backbone.
+            were given): Final states of the backbone; zero at padding where texts were packed.
         pooler_output (`torch.Tensor` of shape `(T, projection_dim)`): Projected embeddings, not normalised.
         backbone_embeds (`torch.Tensor` of shape `(T, backbone width)`, float32): Pooled states before normalisation and
             projection, what a cache of text vectors holds.
@@ -64,14 +74,14 @@ class PixCLIPTextAdapter(nn.Module):
         return self.layer_norm(embeds)
 
 
-class PixCLIPTextModel(PreTrainedModel):
+class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrainedModel):
     """
     PixCLIP's text tower. The backbone may be any decoder or encoder of Transformers.
 
     Args:
         config ([`PixCLIPTextConfig`]): Its configuration.
-        backbone ([`PreTrainedModel`], *optional*): A loaded backbone, whose configuration is
-            `config.backbone_config`; without it a new one is made.
+        backbone ([`PreTrainedModel`], *optional*): A loaded backbone with the configuration `config.backbone_config`,
+            which its own then replaces; without it a new one is made.
 
     Example:
         >>> import torch
@@ -96,33 +106,71 @@ class PixCLIPTextModel(PreTrainedModel):
 
     def __init__(self, config: PixCLIPTextConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
+        if backbone is None:
+            dtype = (
+                torch.get_default_dtype() if config.backbone_dtype is None else getattr(torch, config.backbone_dtype)
+            )
+            backbone = AutoModel.from_config(config.backbone_config, dtype=dtype)
+            if backbone.device.type != "meta":
+                # New weights, not those of a checkpoint that the configuration may be of.
+                config.backbone_source, config.backbone_in_checkpoint = None, True
+        self.backbone = backbone
+        # Shared, so that later changes of the tower's configuration reach the backbone.
+        config.backbone_config = backbone.config
+        self._first_positions: dict[str, int | NotPackableError] = {}
+        if config.padding_free and config.backbone_text_config._attn_implementation == "sdpa":
+            # The same as sdpa for a padded batch, and takes packed ones.
+            self.backbone.set_attn_implementation(VARLEN_ATTENTION)
         self.adapter = PixCLIPTextAdapter(config) if config.projection_type == "adapter" else nn.Identity()
         self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
         self.projection.init_std = config.hidden_size**-0.5 * config.initializer_factor
         self.post_init()
-        self.freeze_backbone(config.freeze_backbone)
+        # Last: new weights of a layer would take the place of an adapter's zeros.
+        if config.backbone_lora is not None:
+            add_lora(self.backbone, config.backbone_lora, self.dtype)
+        self.set_backbone_trainable(config.backbone_training)
 
-    def freeze_backbone(self, frozen: bool = True):
-        """Freezes the backbone (no gradients, eval mode), or makes all of it trainable; kept in the config."""
-        self.config.freeze_backbone = frozen
-        self.backbone.requires_grad_(not frozen)
-        self.train(self.training)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.config.freeze_backbone:
-            # Dropout would add noise to vectors that a cache holds without it. `requires_grad` is set here as well
-            # because loading resets it, and ends with eval().
-            self.backbone.requires_grad_(False)
-            self.backbone.eval()
-        return self
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tower's own weights; the backbone has one of its own."""
+        return self.projection.weight.dtype
 
     def get_input_embeddings(self):
         return self.backbone.get_input_embeddings()
 
     def set_input_embeddings(self, value):
         self.backbone.set_input_embeddings(value)
+
+    def get_position_embeddings(self) -> nn.Embedding:
+        parent, name = find_position_table(self.backbone)
+        return getattr(parent, name)
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int, keep: int = 20):
+        """
+        Lets a backbone with a learned table of positions (CLIP text, BERT) take longer texts, see [`stretch_positions`].
+
+        Texts within the first `keep` positions keep their vectors; longer ones need training. Kept in the config; raise
+        the processor's `text_max_length` too.
+
+        Args:
+            new_num_position_embeddings (`int`): Positions afterwards, e.g. 248 for CLIP's 77.
+            keep (`int`, *optional*, defaults to 20): First positions that stay as they are.
+
+        Raises:
+            ValueError: If the backbone has no such table (RoPE), or a number does not fit it.
+
+        Example:
+            >>> from transformers import CLIPTextConfig
+            >>> from modeling_pixclip import PixCLIPTextConfig, PixCLIPTextModel
+            >>> backbone = CLIPTextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+            >>> model = PixCLIPTextModel(PixCLIPTextConfig(backbone_config=backbone, pooling="eos"))
+            >>> model.resize_position_embeddings(248)
+            >>> model.get_position_embeddings()
+            Embedding(248, 32)
+        """
+        resize_position_table(self.backbone, new_num_position_embeddings, keep)
+        self._backbone_changed("its table of positions was resized")
+        self._first_positions.clear()
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -186,6 +234,41 @@ class PixCLIPTextModel(PreTrainedModel):
             kwargs.setdefault("use_cache", False)
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
 
+    def encode_backbone(
+        self, texts: Iterable[str], processor: Any, *, batch_tokens: int = 8192, show_progress_bar: bool = False
+    ) -> torch.Tensor:
+        """
+        Pooled vectors of the backbone, for many texts, in batches of like lengths.
+
+        Args:
+            texts (`Iterable[str]`): T texts.
+            processor ([`PixCLIPProcessor`]): Its template and tokenizer make the tokens.
+            batch_tokens (`int`, *optional*, defaults to 8192): Most tokens of a batch, padding included.
+            show_progress_bar (`bool`, *optional*, defaults to `False`): Show a progress bar.
+
+        Returns:
+            `torch.Tensor` of shape `(T, backbone width)`, float32, on the CPU, in the order of `texts`: what this model
+            takes as `backbone_embeds`.
+
+        Raises:
+            ValueError: If a text is empty, or `batch_tokens` is not positive.
+        """
+
+        def run(input_ids, attention_mask, pooling_mask):
+            self._check_length(input_ids.shape[1])
+            return self._backbone_embeds(input_ids, attention_mask, pooling_mask)[0]
+
+        with evaluating(self):
+            return encode_texts(
+                texts,
+                processor,
+                run,
+                self.backbone.device,
+                self.config.hidden_size,
+                batch_tokens=batch_tokens,
+                show_progress_bar=show_progress_bar,
+            )
+
     def _check_length(self, length: int):
         limit = getattr(self.config.backbone_text_config, "max_position_embeddings", None)
         if limit is not None and length > limit:
@@ -194,19 +277,92 @@ class PixCLIPTextModel(PreTrainedModel):
                 f"{limit}. Lower the processor's text_max_length."
             )
 
-    def _pool(self, states: torch.Tensor, input_ids: torch.Tensor, pooling_mask: torch.Tensor) -> torch.Tensor:
+    @torch.compiler.disable
+    def _pack(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> PackedTexts | None:
+        """The texts without padding, or `None` if they are to be run as they are."""
+        if not self.config.padding_free or input_ids.is_meta or bool(attention_mask.all()):
+            return None
+        try:
+            self._first_position()
+        except NotPackableError as error:
+            if self.config.padding_free is True:
+                raise ValueError(
+                    f"padding_free=True, but the backbone ({self.config.backbone_config.model_type}) does not take packed "
+                    f"texts: {error}. padding_free='auto' in the text config packs texts where that can be done."
+                ) from error
+            return None
+        return PackedTexts.from_padded(input_ids, attention_mask)
+
+    def _first_position(self) -> int:
+        text_config = self.config.backbone_text_config
+        implementation = text_config._attn_implementation
+        if not takes_packed_texts(implementation):
+            raise NotPackableError(
+                f"{implementation!r} attention does not keep them apart; {VARLEN_ATTENTION!r} and flash attention do"
+            )
+        if implementation not in self._first_positions:
+            try:
+                self._first_positions[implementation] = find_first_position(
+                    self.backbone, text_config, self._run_backbone
+                )
+            except NotPackableError as error:
+                self._first_positions[implementation] = error
+                if self.config.padding_free == "auto":
+                    logger.warning(
+                        f"Texts run padded: the backbone ({self.config.backbone_config.model_type}, {implementation} "
+                        f"attention) does not take packed ones, {error}. padding_free=False in the text config says so."
+                    )
+        found = self._first_positions[implementation]
+        if isinstance(found, NotPackableError):
+            raise found
+        return found
+
+    def _backbone_embeds(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pooling_mask: torch.Tensor, **kwargs
+    ):
+        """Pooled vectors (T, W), and the backbone's output as for a padded batch."""
+        packed = self._pack(input_ids, attention_mask)
+        if packed is None:
+            outputs = self._run_backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            return self._pool(outputs.last_hidden_state, input_ids, pooling_mask, None), outputs
+        for name in ("position_ids", "token_type_ids"):
+            if name in kwargs:
+                kwargs[name] = packed.pack(kwargs[name])
+        inputs = packed.model_inputs(self.config.backbone_text_config._attn_implementation, self._first_position())
+        outputs = self._run_backbone(**{**inputs, **kwargs})
+        embeds = self._pool(outputs.last_hidden_state[0], input_ids, pooling_mask, packed)
+        outputs.last_hidden_state = packed.unpack(outputs.last_hidden_state)
+        if getattr(outputs, "hidden_states", None) is not None:
+            outputs.hidden_states = tuple(map(packed.unpack, outputs.hidden_states))
+        return embeds, outputs
+
+    def _pool(
+        self,
+        states: torch.Tensor,
+        input_ids: torch.Tensor,
+        pooling_mask: torch.Tensor,
+        packed: PackedTexts | None,
+    ) -> torch.Tensor:
+        """Pooled vectors (T, W) in float32 from states (T, L, W), or (N, W) of packed texts."""
         pooling = self.config.pooling
         if pooling == "mean":
-            weights = pooling_mask[..., None].to(torch.float32)
-            return (states.float() * weights).sum(1) / weights.sum(1)
-        positions = torch.arange(states.shape[1], device=states.device)
+            weights = pooling_mask.to(torch.float32)
+            counts = weights.sum(1, keepdim=True)
+            if packed is None:
+                return (states.float() * weights[..., None]).sum(1) / counts
+            weighted = states.float() * weights.flatten()[packed.flat_index, None]
+            return weighted.new_zeros(len(counts), states.shape[-1]).index_add(0, packed.text_index, weighted) / counts
+        positions = torch.arange(pooling_mask.shape[1], device=states.device)
         if pooling == "last":
             index = (positions * pooling_mask).argmax(-1)
         elif pooling == "first":
             index = pooling_mask.int().argmax(-1)
         else:
             index = self._eos_positions(input_ids, pooling_mask.bool())
-        return states[torch.arange(len(states), device=states.device), index].float()
+        texts = torch.arange(len(index), device=states.device)
+        if packed is None:
+            return states[texts, index].float()
+        return states[torch.searchsorted(packed.flat_index, texts * pooling_mask.shape[1] + index)].float()
 
     def _eos_positions(self, input_ids: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         eos = self.config.end_of_text_id
@@ -258,9 +414,8 @@ class PixCLIPTextModel(PreTrainedModel):
             if not torch.compiler.is_compiling() and not bool((pooling_mask.sum(-1) > 0).all()):
                 rows = (pooling_mask.sum(-1) <= 0).nonzero().flatten().tolist()
                 raise ValueError(f"pooling_mask selects no token in rows {rows}; each text needs at least one.")
-            with torch.no_grad() if self.config.freeze_backbone else nullcontext():
-                outputs = self._run_backbone(input_ids, attention_mask, **kwargs)
-                backbone_embeds = self._pool(outputs.last_hidden_state, input_ids, pooling_mask)
+            with torch.no_grad() if self.config.backbone_training == "frozen" else nullcontext():
+                backbone_embeds, outputs = self._backbone_embeds(input_ids, attention_mask, pooling_mask, **kwargs)
         elif backbone_embeds.shape[-1] != self.config.hidden_size:
             raise ValueError(
                 f"backbone_embeds are {backbone_embeds.shape[-1]} wide, the backbone of this model is "

@@ -11,6 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_pixclip import PixCLIPTextConfig, PixCLIPVisionConfig
 from .modeling_vision_pixclip import PixCLIPVisionModelWithProjection
+from .text_backbone_reference import backbone_source
 
 
 def check_fields(
@@ -52,14 +53,15 @@ def load_vision_parent(vision: str, fields: dict[str, Any]) -> tuple[PixCLIPVisi
             "clip_vision_model, pixclip, pixclip_vision_model."
         )
     state = {key: value for key, value in model.state_dict().items() if key not in info["missing_keys"]}
+    # Where the parent lies here is nothing to publish with the model.
+    given.pop("_name_or_path", None)
     return PixCLIPVisionConfig(**{**given, **fields}), state
 
 
-def load_backbone(text: str, config: PixCLIPTextConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The text backbone, which then shares its configuration with the tower's."""
+def load_backbone(text: str, config: PixCLIPTextConfig, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The text backbone, whose origin the tower's configuration then tells."""
     backbone = AutoModel.from_pretrained(text, config=config.backbone_config, dtype=dtype)
-    # A copy of what was passed, without which later changes of the tower's configuration would not reach the backbone.
-    config.backbone_config = backbone.config
+    config.backbone_source = backbone_source(text, config.backbone_config)
     return backbone
 
 

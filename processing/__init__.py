@@ -25,6 +25,7 @@ from .regions import (
     mask_to_box,
     to_mask,
 )
+from .text_presets import TextPreset, get_text_preset
 
 
 # PixCLIPProcessor.from_pretrained finds its image processor by name in this registry, which is keyed by config class;
@@ -44,6 +45,7 @@ __all__ = [
     "RegionDescription",
     "RegionJsonlDataset",
     "RegionSample",
+    "TextPreset",
     "as_box_list",
     "as_mask_list",
     "box_to_mask",
@@ -51,6 +53,7 @@ __all__ = [
     "describe_region",
     "describe_regions",
     "encode_rle",
+    "get_text_preset",
     "mask_to_box",
     "to_mask",
     "write_region_jsonl",

@@ -27,7 +27,7 @@ CONFIGS = {
     **{f"text-{name}": lambda name=name: text_config(name, pooling="last", adapter_layers=2) for name in BACKBONES},
     **{
         f"whole-{name}": lambda name=name: pixclip_config(
-            vision=EVA02, text={"backbone": name, "freeze_backbone": False}, local_pooling="roi", crop_weight=0.5
+            vision=EVA02, text={"backbone": name, "backbone_training": "full"}, local_pooling="roi", crop_weight=0.5
         )
         for name in BACKBONES
     },

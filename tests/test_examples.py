@@ -96,9 +96,9 @@ def workplace(tmp_path_factory):
     vocabulary = {word: index for index, word in enumerate(["[pad]", "[unk]", *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[pad]", unk_token="[unk]").save_pretrained(
-        folder / "llm"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[pad]", unk_token="[unk]")
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.save_pretrained(folder / "llm")
     AutoModel.from_config(backbone_config("llama", max_position_embeddings=512)).save_pretrained(folder / "llm")
     for name, count in (("train", 6), ("heldout", 5)):
         lines = (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
@@ -299,7 +299,7 @@ def test_killed_runs_go_on_and_end(workplace):
 def test_trainable_backbone_reads_tokens(workplace):
     run = pretrain(
         workplace / "config.json",
-        *("--output_dir", workplace / "full", "--text_config", '{"freeze_backbone": false}'),
+        *("--output_dir", workplace / "full", "--text_config", '{"backbone_training": "full"}'),
         *("--num_train_epochs", "1", "--save_strategy", "no", "--augment_crop_scale", "0.7"),
     )
     assert run.returncode == 0, run.stderr

@@ -395,7 +395,7 @@ def test_built_with_settings(tmp_path):
     model = PixCLIPForPreTraining.from_vision_text_pretrained(
         str(tmp_path / "vision"),
         str(tmp_path / "text"),
-        text_kwargs={"pooling": "last", "freeze_backbone": False, "bidirectional": False},
+        text_kwargs={"pooling": "last", "backbone_training": "full", "bidirectional": False},
         vision_kwargs={"mask_patch_bias": True, "default_mask": "none"},
         local_weight=0.0,
     )
@@ -442,7 +442,9 @@ def test_built_from_a_causal_language_model(tmp_path):
     clip_parent("clip").save_pretrained(tmp_path / "vision")
     language_model = randomise(LlamaForCausalLM(backbone_config("llama")))
     language_model.to(torch.bfloat16).save_pretrained(tmp_path / "text")
-    model = PixCLIPModel.from_vision_text_pretrained(str(tmp_path / "vision"), str(tmp_path / "text"))
+    model = PixCLIPModel.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), dtype=torch.float32
+    )
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert_same_weights(model.text_model.backbone, language_model.model.float())
 
@@ -474,7 +476,7 @@ def test_the_backbone_is_loaded_and_not_made_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(AutoModel, "from_config", lambda *_, **__: pytest.fail("a second backbone is made"))
     model = PixCLIPModel.from_vision_text_pretrained(str(tmp_path / "vision"), str(tmp_path / "text"))
     assert model.text_model.backbone.config is model.config.text_config.backbone_config
-    assert model.config.text_config.backbone_config._attn_implementation == "sdpa"
+    assert model.config.text_config.backbone_config._attn_implementation == "pixclip_varlen"
     model.set_attn_implementation("eager")
     with torch.no_grad():
         outputs = model(**region_batch(), output_attentions=True)

@@ -171,6 +171,17 @@ def test_a_text_that_joins_with_the_template_to_a_control_token_stays_text():
     assert processor.tokenizer.decode(ids) == "A dog holds <|end|> stands"
 
 
+def test_an_unknown_token_that_is_also_the_end_token_is_control_only_where_it_is_spelled():
+    tokenizer = byte_level_tokenizer(unk_token="<|end|>")
+    processor = make_processor(tokenizer, text_template=CHAT)
+    text = "a cup <|end|> the dog"
+    ids = processor.tokenize_text(text)["input_ids"][0]
+    assert ids.count(tokenizer.eos_token_id) == 1 and tokenizer.decode(ids) == CHAT.replace("{text}", text)
+    words = make_processor(bos_eos_tokenizer())
+    assert pooled(words, "red zebra cup") == (["<s>", "red", "<unk>", "cup", "</s>"], [])
+    assert pooled(words, "red <unk> cup")[0].count("<unk>") >= 1
+
+
 def test_control_tokens_that_cannot_be_spelled_out_are_refused():
     processor = make_processor(bos_eos_tokenizer(pre_tokenizers.WhitespaceSplit()))
     with pytest.raises(ValueError, match=r"text\[1\] contains '</s>'.*remove it"):
@@ -194,13 +205,13 @@ def test_a_bad_text_is_named(text, message):
         make_processor()(text=text)
 
 
-@pytest.mark.parametrize("template", ["", "no place", "{text} and {text}", None, "{}"])
+@pytest.mark.parametrize("template", ["", "no place", "{text} and {text}", 7, "{}"])
 def test_the_template_has_exactly_one_place_for_the_text(template):
     with pytest.raises(ValueError, match=f"text_template is {re.escape(repr(template))}"):
         make_processor(text_template=template)
 
 
-@pytest.mark.parametrize("length", [0, -1, 12.0, True, None])
+@pytest.mark.parametrize("length", [0, -1, 12.0, True, "12"])
 def test_text_max_length_is_a_positive_int(length):
     with pytest.raises(ValueError, match="text_max_length is"):
         make_processor(text_max_length=length)
@@ -273,19 +284,23 @@ def test_inputs_that_make_no_sense_together_are_refused():
         make_processor()(text="a cup", boxes=[0, 0, 4, 4])
 
 
-@pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), bos_eos_tokenizer()])
-def test_saving_keeps_everything(tmp_path, tokenizer):
+@pytest.mark.parametrize(
+    ("tokenizer", "template"), [(byte_level_tokenizer(), CHAT), (bos_eos_tokenizer(), "user: {text} table")]
+)
+@pytest.mark.parametrize("pooling", ["text", "all", "last"])
+def test_saving_keeps_everything(tmp_path, tokenizer, template, pooling):
     processor = PixCLIPProcessor(
         PixCLIPImageProcessor(size=24, resize_mode="letterbox", crop_scale=2.0, crop_size={"height": 16, "width": 20}),
         tokenizer,
-        text_template=CHAT,
+        text_template=template,
         text_max_length=77,
+        text_pooling=pooling,
     )
     processor.save_pretrained(tmp_path)
     loaded = PixCLIPProcessor.from_pretrained(tmp_path)
     saved, options = loaded.image_processor.to_dict(), processor.image_processor.to_dict()
     assert {name: saved[name] for name in options} == options
-    assert (loaded.text_template, loaded.text_max_length) == (CHAT, 77)
+    assert (loaded.text_template, loaded.text_max_length, loaded.text_pooling) == (template, 77, pooling)
     inputs = {
         "images": np.eye(30, 40)[..., None],
         "masks": np.eye(30, 40),
