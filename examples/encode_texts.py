@@ -22,16 +22,14 @@ from typing import Any, Literal
 
 import torch
 from text_backbone import resolve_text_backbone
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer, HfArgumentParser
 
 from modeling_pixclip import (
     PixCLIPImageProcessor,
     PixCLIPProcessor,
-    PixCLIPTextConfig,
     PixCLIPTextModel,
     TextFeatureStore,
 )
-from modeling_pixclip.parent_checkpoints import load_backbone
 from processing_pixclip import get_text_preset
 
 
@@ -87,7 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
         text_template=options.text_template,
         text_max_length=options.text_max_length,
     )
-    text_model = build_text_model(text_backbone, options.text_config, options.backbone_dtype).to(options.device)
+    text_model = PixCLIPTextModel.from_backbone_pretrained(
+        text_backbone, backbone_dtype=options.backbone_dtype, **options.text_config
+    ).to(options.device)
     store = TextFeatureStore(options.store, text_model, processor, dtype=options.dtype)
     texts = TextFiles(options.texts, options.text_field, processor, store)
     started = time.perf_counter()
@@ -124,13 +124,6 @@ def parse_arguments(arguments: list[str]) -> EncodingArguments:
             parser.error(f"{name} is not a file.")
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return options
-
-
-def build_text_model(text_backbone: str, fields: dict[str, Any], dtype: str) -> PixCLIPTextModel:
-    config = PixCLIPTextConfig(backbone_config=AutoConfig.from_pretrained(text_backbone), **fields)
-    text_model = PixCLIPTextModel(config, load_backbone(text_backbone, config, dtype)).eval()
-    text_model.check_bidirectional()
-    return text_model
 
 
 class TextFiles:

@@ -211,9 +211,7 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
             vision_config=vision_config, text_config=text_config, projection_dim=projection_dim, **config_kwargs
         )
         # After all configurations: what they refuse need not be loaded, and making one resets the attention of its parts.
-        if backbone_dtype is None:
-            backbone_dtype = dtype or (torch.float32 if text_config.backbone_training == "full" else "auto")
-        backbone = load_backbone(text, text_config, backbone_dtype)
+        backbone = load_backbone(text, text_config, dtype, backbone_dtype)
         model = cls._from_config(config, dtype=dtype or torch.float32, backbone=backbone).eval()
         model.text_model.check_bidirectional()
         if vision_state is not None:

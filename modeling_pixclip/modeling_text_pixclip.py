@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_pixclip import PixCLIPTextConfig
 from .encoding import encode_texts, evaluating
 from .forward_arguments import check_forward_kwargs
+from .parent_checkpoints import check_fields, load_backbone
 from .position_stretching import find_position_table, resize_position_table
 from .text_attention import VARLEN_ATTENTION, NotPackableError, PackedTexts, find_first_position, takes_packed_texts
 from .text_backbone_reference import TextBackboneCheckpoints
@@ -129,6 +130,49 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         if config.backbone_lora is not None:
             add_lora(self.backbone, config.backbone_lora, self.dtype)
         self.set_backbone_trainable(config.backbone_training)
+
+    @classmethod
+    def from_backbone_pretrained(
+        cls,
+        text: str,
+        *,
+        dtype: torch.dtype | None = None,
+        backbone_dtype: torch.dtype | str | None = None,
+        **config_kwargs,
+    ) -> "PixCLIPTextModel":
+        """
+        Builds a text tower, without a vision tower, on a text backbone. Adapter and projection are new.
+
+        Args:
+            text (`str`): Folder or Hub id of a text backbone.
+            dtype (`torch.dtype`, *optional*), backbone_dtype (`torch.dtype` or `str`, *optional*): As in
+                [`PixCLIPModel.from_vision_text_pretrained`].
+            **config_kwargs: Fields of [`PixCLIPTextConfig`].
+
+        Returns:
+            [`PixCLIPTextModel`]: In eval mode.
+
+        Raises:
+            ValueError: If the backbone does not become bidirectional.
+            TypeError: If a keyword is no field of the configuration.
+
+        Example:
+            >>> from modeling_pixclip import PixCLIPTextModel
+            >>> model = PixCLIPTextModel.from_backbone_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")  # doctest: +SKIP
+            >>> model.encode_backbone(captions, processor).shape  # doctest: +SKIP
+            torch.Size([1000000, 576])
+        """
+        check_fields(
+            config_kwargs,
+            PixCLIPTextConfig,
+            cls.__name__,
+            own=("backbone_config", "backbone_dtype", "backbone_source"),
+        )
+        config = PixCLIPTextConfig(backbone_config=AutoConfig.from_pretrained(text), **config_kwargs)
+        backbone = load_backbone(text, config, dtype, backbone_dtype)
+        model = cls._from_config(config, dtype=dtype or torch.float32, backbone=backbone).eval()
+        model.check_bidirectional()
+        return model
 
     @property
     def dtype(self) -> torch.dtype:

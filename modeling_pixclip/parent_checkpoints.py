@@ -58,9 +58,13 @@ def load_vision_parent(vision: str, fields: dict[str, Any]) -> tuple[PixCLIPVisi
     return PixCLIPVisionConfig(**{**given, **fields}), state
 
 
-def load_backbone(text: str, config: PixCLIPTextConfig, dtype: torch.dtype | str) -> PreTrainedModel:
+def load_backbone(
+    text: str, config: PixCLIPTextConfig, dtype: torch.dtype | None, backbone_dtype: torch.dtype | str | None
+) -> PreTrainedModel:
     """The text backbone, whose origin the tower's configuration then tells."""
-    backbone = AutoModel.from_pretrained(text, config=config.backbone_config, dtype=dtype)
+    if backbone_dtype is None:
+        backbone_dtype = dtype or (torch.float32 if config.backbone_training == "full" else "auto")
+    backbone = AutoModel.from_pretrained(text, config=config.backbone_config, dtype=backbone_dtype)
     config.backbone_source = backbone_source(text, config.backbone_config)
     return backbone
 

@@ -115,6 +115,30 @@ def test_a_checkpoint_without_the_llm_loads_as_it_was(kind, model_class, tmp_pat
     assert not any(parameter.requires_grad for parameter in tower.backbone.parameters())
 
 
+def test_a_text_tower_alone_is_built_on_a_backbone(tmp_path):
+    save_backbone(tmp_path / "llm", dtype=torch.bfloat16)
+    model = PixCLIPTextModel.from_backbone_pretrained(str(tmp_path / "llm"), projection_dim=8, pooling="last")
+    assert (model.backbone.dtype, model.dtype, model.config.pooling) == (torch.bfloat16, torch.float32, "last")
+    assert outputs(model).shape == (2, 8) and not model.training
+    model.save_pretrained(tmp_path / "tower", include_text_backbone=False)
+    assert torch.equal(outputs(load(PixCLIPTextModel, tmp_path / "tower")), outputs(model))
+    whole = PixCLIPTextModel.from_backbone_pretrained(str(tmp_path / "llm"), backbone_training="full")
+    assert whole.backbone.dtype == torch.float32
+    with pytest.raises(TypeError, match=r"PixCLIPTextModel has unexpected names \['poling'\]"):
+        PixCLIPTextModel.from_backbone_pretrained(str(tmp_path / "llm"), poling="last")
+
+
+def test_a_stretched_backbone_is_not_left_out(tmp_path):
+    """Its table of positions is no longer the one of the folder it came from."""
+    save_backbone(tmp_path / "llm", "clip_text")
+    model = PixCLIPTextModel.from_backbone_pretrained(str(tmp_path / "llm"), pooling="first")
+    model.resize_position_embeddings(60)
+    with pytest.raises(ValueError, match="cannot be left out: its table of positions was resized"):
+        model.save_pretrained(tmp_path / "tower", include_text_backbone=False)
+    model.save_pretrained(tmp_path / "tower")
+    assert torch.equal(outputs(load(PixCLIPTextModel, tmp_path / "tower")), outputs(model))
+
+
 def test_the_origin_survives_saving_and_loading(tmp_path):
     model = build(tmp_path)
     expected = outputs(model)
