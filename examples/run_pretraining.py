@@ -68,7 +68,9 @@ class ModelArguments:
     )
     backbone_dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = field(
         default=None,
-        metadata={"help": "What the LLM runs in; by default the dtype of its checkpoint ('auto'), or float32 if it trains."},
+        metadata={
+            "help": "What the LLM runs in; by default the dtype of its checkpoint ('auto'), or float32 if it trains."
+        },
     )
     text_vector_dtype: Literal["float16", "bfloat16", "float32"] = field(
         default="float16", metadata={"help": "What the text vectors of a frozen LLM are stored in."}
@@ -293,7 +295,9 @@ def main(arguments: list[str] | None = None) -> None:
         text_embeddings = TextFeatureStore(
             model_arguments.cache_dir, model.text_model, processor, dtype=model_arguments.text_vector_dtype
         )
-        text_embeddings.embed(text for name, dataset in datasets.items() for text in texts_of(dataset, name == "train"))
+        text_embeddings.embed(
+            text for name, dataset in datasets.items() for text in texts_of(dataset, name == "train")
+        )
     collator = PixCLIPDataCollator(
         processor,
         whole_image_share=data_arguments.whole_image_share,

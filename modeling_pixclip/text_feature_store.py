@@ -62,8 +62,8 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
 
     `path` holds one folder for every combination of what the vectors depend on: the backbone's configuration and
     weights, bidirectional or not, the pooling, the template, the length limit, the tokenizer, and `dtype`. Another
-    model, template or dtype has another folder. The backbone's name is written down beside them for the reader,
-    `store.json`, but it is the hash of the weights that decides: the same LLM from another folder, or out of a trained
+    model, template or dtype has another folder. The backbone's name stands in its `store.json`, for people to read,
+    but it is the hash of the weights that decides: the same LLM from another folder, or out of a trained
     PixCLIP checkpoint, finds its vectors. Whitespace around a text does not count, as in the processor.
 
     Making a store hashes all weights of the backbone, none left out. That takes about a second a GB and thread (16 GB: 4

@@ -265,7 +265,7 @@ print(own_memory() - before)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="reads Linux's /proc/self/smaps_rollup")
-@pytest.mark.parametrize("count", [200_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [120_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_number_of_rows(tmp_path, count):
     folder = tmp_path / "files"
     files = open_files(folder, width=16)
@@ -295,4 +295,4 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path, count):
     )
     assert run.returncode == 0, run.stderr
     grown = int(re.search(r"-?\d+", run.stdout).group())
-    assert grown < min(4e6, size / 4), f"{grown} of {size} bytes"
+    assert grown < 2e6, f"{grown} of {size} bytes"
