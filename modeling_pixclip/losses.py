@@ -91,6 +91,53 @@ def contrastive_loss(
     return (nn.functional.cross_entropy(logits, targets) + nn.functional.cross_entropy(logits.T, targets)) / 2
 
 
+def caption_contrastive_loss(
+    embeds: torch.Tensor,
+    image_index: torch.Tensor,
+    logit_scale: torch.Tensor,
+    text_index: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    InfoNCE among captions: other captions of the same image are positives (supervised SimCSE, Gao et al. 2021).
+
+    Row i is a softmax over its positives and negatives; its loss is the mean of -log p over its positives. Neither
+    positive nor negative are the caption itself, its duplicates, duplicates of its positives, and captions of an image
+    that one of its duplicates belongs to: a caption is never pushed away from a text that stands for the same image.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(T, D)`): L2-normalised embeddings of captions.
+        image_index (`torch.Tensor` of shape `(T,)`): Equal numbers mark captions of one image.
+        logit_scale (`torch.Tensor`, scalar): Inverse temperature.
+        text_index (`torch.Tensor` of shape `(T,)`, *optional*): Equal numbers mark equal texts; all differ by default.
+
+    Returns:
+        `torch.Tensor`: Scalar, mean over captions.
+
+    Raises:
+        ValueError: If a caption has no positive.
+
+    Example:
+        >>> import torch
+        >>> from modeling_pixclip import caption_contrastive_loss
+        >>> embeds = torch.eye(2).repeat_interleave(2, dim=0)
+        >>> round(float(caption_contrastive_loss(embeds, torch.tensor([0, 0, 1, 1]), torch.tensor(1.0))), 4)
+        0.5514
+    """
+    text_index = torch.arange(len(embeds), device=embeds.device) if text_index is None else text_index
+    same_image = image_index[:, None] == image_index[None, :]
+    same_text = text_index[:, None] == text_index[None, :]
+    positive = same_image & ~same_text
+    counts = positive.sum(-1)
+    if not bool((counts > 0).all()):
+        raise ValueError(
+            f"captions {(counts == 0).nonzero().flatten().tolist()} have no positive; each needs another caption of its "
+            "image, with another text, in the batch."
+        )
+    related = same_text.float() @ same_image.float() @ same_text.float() > 0
+    logits = similarity_logits(embeds, embeds, logit_scale).masked_fill(related & ~positive, -torch.inf)
+    return -(logits.log_softmax(-1).masked_fill(~positive, 0).sum(-1) / counts).mean()
+
+
 def cosine_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """
     Mean of 1 - cosine similarity between paired rows (CLIPSelf, Wu et al. 2024).
@@ -137,6 +184,7 @@ def pair_index(
 
 __all__ = [
     "InverseTemperature",
+    "caption_contrastive_loss",
     "check_rows",
     "contrastive_loss",
     "cosine_distance",
