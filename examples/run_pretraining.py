@@ -285,6 +285,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     text_backbone = resolve_text_backbone(model_arguments.text_backbone, model_arguments.cache_dir)
     model = build_model(model_arguments, text_backbone).to(training_arguments.device)
+    text_config = model.config.text_config
+    if training_arguments.push_to_hub and not text_config.backbone_in_checkpoint and os.path.isdir(text_backbone):
+        raise ValueError(
+            f"push_to_hub with backbone_in_checkpoint=False: others do not have the folder {text_backbone!r}. Name a Hub "
+            "id as text_backbone, or leave backbone_in_checkpoint out of text_config."
+        )
     processor = build_processor(data_arguments, model, text_backbone)
     datasets = {"train": RegionJsonlDataset(data_arguments.train_file)}
     if data_arguments.eval_file:

@@ -43,7 +43,8 @@ class EncodingMixin:
         Embeds texts, however many and however long.
 
         Each text is tokenised once. Texts are sorted by their number of tokens and go through the text tower in batches
-        of about `batch_tokens` tokens; a vector does not depend on what else is in its batch, beyond rounding.
+        of about `batch_tokens` tokens; a vector does not depend on what else is in its batch, beyond rounding (backbones
+        whose rotary positions change with the longest text, as Phi-3's, excepted).
 
         Args:
             texts (`str` or `Iterable[str]`): One text, or T texts; a generator is read piece by piece.
@@ -68,7 +69,8 @@ class EncodingMixin:
         _check_output(output)
 
         def run(**inputs):
-            return self.get_text_features(**inputs, return_dict=True).pooler_output
+            embeds = self.get_text_features(**inputs, return_dict=True).pooler_output.float()
+            return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
 
         with evaluating(self):
             embeds = encode_texts(
@@ -80,7 +82,8 @@ class EncodingMixin:
                 batch_tokens=batch_tokens,
                 show_progress_bar=show_progress_bar,
             )
-        return _finish(embeds[0] if isinstance(texts, str) else embeds, normalize, output)
+        embeds = embeds[0] if isinstance(texts, str) else embeds
+        return embeds.numpy() if output == "numpy" else embeds
 
     def encode_image(
         self,
@@ -147,14 +150,16 @@ class EncodingMixin:
                 except ValueError as error:
                     raise ValueError(_shift_places(str(error), ("images", "masks", "boxes"), done)) from error
                 inputs.pop("region_boxes", None)
-                embeds.append(self.get_image_features(**inputs, return_dict=True).pooler_output.float().cpu())
+                rows = self.get_image_features(**inputs, return_dict=True).pooler_output.float()
+                embeds.append((nn.functional.normalize(rows, dim=-1) if normalize else rows).cpu())
                 done += len(batch)
                 progress.update(len(batch))
         for name, values in regions.items():
             if next(values, None) is not None:
                 raise ValueError(f"{name} are given for more than the {done} images.")
         rows = torch.cat(embeds) if embeds else torch.empty(0, self.config.projection_dim)
-        return _finish(rows[0] if alone and not regions else rows, normalize, output)
+        rows = rows[0] if alone and not regions else rows
+        return rows.numpy() if output == "numpy" else rows
 
 
 def encode_texts(
@@ -182,9 +187,11 @@ def encode_texts(
     Returns:
         `torch.Tensor` of shape `(T, width)`, float32, on the CPU.
     """
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens is {batch_tokens}; accepted are 1 and more.")
+    if not isinstance(batch_tokens, int) or batch_tokens < 1:
+        raise ValueError(f"batch_tokens is {batch_tokens!r}; accepted are 1 and more.")
     total = len(texts) if isinstance(texts, Sized) else None
+    # Of known size it is made at once: pieces and their whole would take twice the memory.
+    embeds = torch.empty(total or 0, width)
     texts, windows, done = iter(texts), [], 0
     with logging.tqdm(total=total, disable=not show_progress_bar, desc="Texts") as progress:
         while window := list(islice(texts, WINDOW)):
@@ -198,11 +205,13 @@ def encode_texts(
                 vectors.append(run(**{name: torch.from_numpy(values).to(device) for name, values in batch.items()}))
                 order += rows
                 progress.update(len(rows))
-            ordered = torch.empty(len(window), width)
-            ordered[order] = torch.cat(vectors).float().cpu()
-            windows.append(ordered)
+            if total is None:
+                windows.append(torch.empty(len(window), width))
+                windows[-1][order] = torch.cat(vectors).float().cpu()
+            else:
+                embeds[torch.tensor(order) + done] = torch.cat(vectors).float().cpu()
             done += len(window)
-    return torch.cat(windows) if windows else torch.empty(0, width)
+    return torch.cat(windows) if windows else embeds
 
 
 def token_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -233,25 +242,20 @@ def token_batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
 
 @contextmanager
 def evaluating(model: nn.Module):
-    """Eval mode and no gradients for the time, then the mode it had."""
-    training = model.training
+    """Eval mode and no gradients for the time; then each part is in the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _check_output(output: str):
     if output not in ("numpy", "tensor"):
         raise ValueError(f"output is {output!r}; accepted are 'numpy' and 'tensor'.")
-
-
-def _finish(embeds: torch.Tensor, normalize: bool, output: str) -> np.ndarray | torch.Tensor:
-    if normalize:
-        embeds = nn.functional.normalize(embeds, dim=-1)
-    return embeds.numpy() if output == "numpy" else embeds
 
 
 def _shift_places(message: str, names: tuple[str, ...], offset: int) -> str:

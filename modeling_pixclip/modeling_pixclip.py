@@ -241,6 +241,10 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
     def set_input_embeddings(self, value):
         self.text_model.set_input_embeddings(value)
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in every Transformers model; see [`PixCLIPTextModel.resize_token_embeddings`]."""
+        return self.text_model.resize_token_embeddings(*args, **kwargs)
+
     def _inverse_temperature(self) -> torch.Tensor:
         return InverseTemperature.apply(self.logit_scale, math.log(self.config.logit_scale_max))
 

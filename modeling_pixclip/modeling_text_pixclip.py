@@ -118,10 +118,9 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         self.backbone = backbone
         # Shared, so that later changes of the tower's configuration reach the backbone.
         config.backbone_config = backbone.config
-        self._first_positions: dict[str, int | NotPackableError] = {}
-        if config.padding_free and config.backbone_text_config._attn_implementation == "sdpa":
-            # The same as sdpa for a padded batch, and takes packed ones.
-            self.backbone.set_attn_implementation(VARLEN_ATTENTION)
+        self._weight_samples: dict[str, torch.Tensor] = {}
+        self._first_positions: dict[tuple, int | str] = {}
+        self._prefer_varlen_attention()
         self.adapter = PixCLIPTextAdapter(config) if config.projection_type == "adapter" else nn.Identity()
         self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
         self.projection.init_std = config.hidden_size**-0.5 * config.initializer_factor
@@ -130,6 +129,7 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         if config.backbone_lora is not None:
             add_lora(self.backbone, config.backbone_lora, self.dtype)
         self.set_backbone_trainable(config.backbone_training)
+        self.remember_weights()
 
     @classmethod
     def from_backbone_pretrained(
@@ -184,6 +184,12 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
 
     def set_input_embeddings(self, value):
         self.backbone.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in every Transformers model; the backbone's configuration is the one that knows of it."""
+        embeddings = self.backbone.resize_token_embeddings(*args, **kwargs)
+        self._backbone_changed("its token embeddings were resized")
+        return embeddings
 
     def get_position_embeddings(self) -> nn.Embedding:
         parent, name = find_position_table(self.backbone)
@@ -251,17 +257,14 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         ids, other = tokens[None, :6], tokens[None, [0, 1, 2, 3, 4, 6]]
         mask = torch.ones_like(ids)
         pad = nn.functional.pad
-        training = self.training
-        self.eval()
         try:
-            states, moved, padded = (
-                self._run_backbone(*inputs).last_hidden_state.float()
-                for inputs in ((ids, mask), (other, mask), (pad(ids, (0, 3)), pad(mask, (0, 3))))
-            )
+            with evaluating(self):
+                states, moved, padded = (
+                    self._run_backbone(*inputs).last_hidden_state.float()
+                    for inputs in ((ids, mask), (other, mask), (pad(ids, (0, 3)), pad(mask, (0, 3))))
+                )
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(refusal.format(f"it fails with {type(error).__name__}: {error}")) from error
-        finally:
-            self.train(training)
         if float((moved - states)[0, 0].norm() / states[0, 0].norm()) < 1e-5:
             raise ValueError(refusal.format("its first token does not see the last one"))
         # Padding moves a sound backbone by rounding alone, which adds up in a deep one: a bound of 0.3 in bfloat16.
@@ -324,61 +327,64 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
     @torch.compiler.disable
     def _pack(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> PackedTexts | None:
         """The texts without padding, or `None` if they are to be run as they are."""
-        if not self.config.padding_free or input_ids.is_meta or bool(attention_mask.all()):
+        self._prefer_varlen_attention()
+        first_position = self._try_packing()
+        refusal = first_position if isinstance(first_position, str) else None
+        mask = attention_mask.bool()
+        if refusal is None and bool((mask[:, 1:] & ~mask[:, :-1]).sum(-1).add(mask[:, 0]).gt(1).any()):
+            refusal = "a text has holes in its attention_mask"
+        if refusal is not None and self.config.padding_free is True:
+            raise ValueError(
+                f"padding_free=True, but texts cannot be packed for the backbone "
+                f"({self.config.backbone_config.model_type}): {refusal}. padding_free='auto' in the text config packs "
+                "texts where that can be done."
+            )
+        if refusal is not None or bool(mask.all()):
             return None
-        try:
-            self._first_position()
-        except NotPackableError as error:
-            if self.config.padding_free is True:
-                raise ValueError(
-                    f"padding_free=True, but the backbone ({self.config.backbone_config.model_type}) does not take packed "
-                    f"texts: {error}. padding_free='auto' in the text config packs texts where that can be done."
-                ) from error
-            return None
-        return PackedTexts.from_padded(input_ids, attention_mask)
+        return PackedTexts.from_padded(input_ids, attention_mask, first_position)
 
-    def _first_position(self) -> int:
-        text_config = self.config.backbone_text_config
-        implementation = text_config._attn_implementation
+    def _prefer_varlen_attention(self):
+        if self.config.padding_free and self.config.backbone_text_config._attn_implementation == "sdpa":
+            # The same as sdpa for a padded batch, and takes packed ones.
+            self.backbone.set_attn_implementation(VARLEN_ATTENTION)
+
+    def _try_packing(self) -> int | str:
+        """First position of packed texts, or why there are none, by trial once for each attention, device and dtype."""
+        implementation = self.config.backbone_text_config._attn_implementation
         if not takes_packed_texts(implementation):
-            raise NotPackableError(
+            return (
                 f"{implementation!r} attention does not keep them apart; {VARLEN_ATTENTION!r} and flash attention do"
             )
-        if implementation not in self._first_positions:
+        key = (implementation, self.backbone.device.type, self.backbone.dtype)
+        if key not in self._first_positions:
+            # Whether or not this batch has padding: on several processes all have to take part (FSDP).
             try:
-                self._first_positions[implementation] = find_first_position(
-                    self.backbone, text_config, self._run_backbone
+                self._first_positions[key] = find_first_position(
+                    self.backbone, self.config.backbone_text_config, self._run_backbone
                 )
             except NotPackableError as error:
-                self._first_positions[implementation] = error
+                self._first_positions[key] = str(error)
                 if self.config.padding_free == "auto":
                     logger.warning(
                         f"Texts run padded: the backbone ({self.config.backbone_config.model_type}, {implementation} "
                         f"attention) does not take packed ones, {error}. padding_free=False in the text config says so."
                     )
-        found = self._first_positions[implementation]
-        if isinstance(found, NotPackableError):
-            raise found
-        return found
+        return self._first_positions[key]
 
     def _backbone_embeds(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pooling_mask: torch.Tensor, **kwargs
     ):
-        """Pooled vectors (T, W), and the backbone's output as for a padded batch."""
-        packed = self._pack(input_ids, attention_mask)
+        """Pooled vectors (T, W), the backbone's output, and how its texts are packed, if they are."""
+        packed = self._pack(input_ids, attention_mask) if self.config.padding_free else None
         if packed is None:
             outputs = self._run_backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-            return self._pool(outputs.last_hidden_state, input_ids, pooling_mask, None), outputs
+            return self._pool(outputs.last_hidden_state, input_ids, pooling_mask, None), outputs, None
         for name in ("position_ids", "token_type_ids"):
             if name in kwargs:
                 kwargs[name] = packed.pack(kwargs[name])
-        inputs = packed.model_inputs(self.config.backbone_text_config._attn_implementation, self._first_position())
+        inputs = packed.model_inputs(self.config.backbone_text_config._attn_implementation)
         outputs = self._run_backbone(**{**inputs, **kwargs})
-        embeds = self._pool(outputs.last_hidden_state[0], input_ids, pooling_mask, packed)
-        outputs.last_hidden_state = packed.unpack(outputs.last_hidden_state)
-        if getattr(outputs, "hidden_states", None) is not None:
-            outputs.hidden_states = tuple(map(packed.unpack, outputs.hidden_states))
-        return embeds, outputs
+        return self._pool(outputs.last_hidden_state[0], input_ids, pooling_mask, packed), outputs, packed
 
     def _pool(
         self,
@@ -436,8 +442,8 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         Args:
             input_ids (`torch.LongTensor` of shape `(T, L)`, *optional*): Token ids.
             attention_mask (`torch.Tensor` of shape `(T, L)`, *optional*): 1 for tokens, 0 for padding on either side.
-            pooling_mask (`torch.Tensor` of shape `(T, L)`, *optional*): 1 for the tokens to pool; defaults to
-                `attention_mask`, or all tokens.
+            pooling_mask (`torch.Tensor` of shape `(T, L)`, *optional*): 1 for the tokens to pool, of those of
+                `attention_mask`; defaults to all of them.
             backbone_embeds (`torch.Tensor` of shape `(T, backbone width)`, *optional*): Pooled vectors of an earlier
                 run, in place of the tokens.
 
@@ -454,12 +460,20 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
             self._check_length(input_ids.shape[1])
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
-            pooling_mask = attention_mask if pooling_mask is None else pooling_mask
+            # Tokens of padding are never pooled.
+            pooling_mask = attention_mask if pooling_mask is None else pooling_mask * attention_mask
             if not torch.compiler.is_compiling() and not bool((pooling_mask.sum(-1) > 0).all()):
                 rows = (pooling_mask.sum(-1) <= 0).nonzero().flatten().tolist()
                 raise ValueError(f"pooling_mask selects no token in rows {rows}; each text needs at least one.")
-            with torch.no_grad() if self.config.backbone_training == "frozen" else nullcontext():
-                backbone_embeds, outputs = self._backbone_embeds(input_ids, attention_mask, pooling_mask, **kwargs)
+            trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
+            with nullcontext() if trains else torch.no_grad():
+                backbone_embeds, outputs, packed = self._backbone_embeds(
+                    input_ids, attention_mask, pooling_mask, **kwargs
+                )
+                if packed is not None:
+                    outputs.last_hidden_state = packed.unpack(outputs.last_hidden_state)
+                    if getattr(outputs, "hidden_states", None) is not None:
+                        outputs.hidden_states = tuple(map(packed.unpack, outputs.hidden_states))
         elif backbone_embeds.shape[-1] != self.config.hidden_size:
             raise ValueError(
                 f"backbone_embeds are {backbone_embeds.shape[-1]} wide, the backbone of this model is "
@@ -474,7 +488,7 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
             backbone_embeds=backbone_embeds,
             # Recurrent backbones have no attentions.
             hidden_states=getattr(outputs, "hidden_states", None),
-            attentions=getattr(outputs, "attentions", None),
+            attentions=getattr(outputs, "attentions", None) or None,
         )
 
 

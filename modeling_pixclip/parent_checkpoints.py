@@ -5,13 +5,13 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
+from transformers import AutoConfig, CLIPVisionModelWithProjection
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_pixclip import PixCLIPTextConfig, PixCLIPVisionConfig
 from .modeling_vision_pixclip import PixCLIPVisionModelWithProjection
-from .text_backbone_reference import backbone_source
+from .text_backbone_reference import backbone_source, load_complete
 
 
 def check_fields(
@@ -64,7 +64,7 @@ def load_backbone(
     """The text backbone, whose origin the tower's configuration then tells."""
     if backbone_dtype is None:
         backbone_dtype = dtype or (torch.float32 if config.backbone_training == "full" else "auto")
-    backbone = AutoModel.from_pretrained(text, config=config.backbone_config, dtype=backbone_dtype)
+    backbone = load_complete(text, config.backbone_config, dtype=backbone_dtype)
     config.backbone_source = backbone_source(text, config.backbone_config)
     return backbone
 

@@ -20,6 +20,9 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from .encoding import evaluating
 
 
 try:
@@ -27,6 +30,8 @@ try:
 except ImportError:
     # Before torch 2.10.
     varlen_attn = None
+
+logger = logging.get_logger(__name__)
 
 VARLEN_ATTENTION = "pixclip_varlen"
 _VARLEN_ARGUMENTS = inspect.signature(varlen_attn).parameters if varlen_attn is not None else {}
@@ -39,7 +44,7 @@ class PackedTexts:
 
     Args:
         input_ids (`torch.LongTensor` of shape `(1, N)`): Their tokens.
-        position_ids (`torch.LongTensor` of shape `(1, N)`): Positions, from 0 in every text.
+        position_ids (`torch.LongTensor` of shape `(1, N)`): Positions, counted anew in every text.
         text_index (`torch.LongTensor` of shape `(N,)`): The text of each token.
         flat_index (`torch.LongTensor` of shape `(N,)`): Place of each token in the flattened padded batch.
         cu_seq_lens (`torch.IntTensor` of shape `(T + 1,)`): Where each text starts, and N.
@@ -63,23 +68,26 @@ class PackedTexts:
     padded_shape: tuple[int, int]
 
     @classmethod
-    def from_padded(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> "PackedTexts":
+    def from_padded(
+        cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, first_position: int = 0
+    ) -> "PackedTexts":
         """
         Leaves the padding out.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(T, L)`): Tokens, padded on either side.
-            attention_mask (`torch.Tensor` of shape `(T, L)`): 1 for tokens; each text has at least one.
+            attention_mask (`torch.Tensor` of shape `(T, L)`): 1 for tokens, which stand together; each text has at least
+                one.
+            first_position (`int`, *optional*, defaults to 0): Position of the first token of a text.
         """
         mask = attention_mask.bool()
         lengths = mask.sum(-1)
         text_index, columns = mask.nonzero(as_tuple=True)
         flat_index = text_index * mask.shape[1] + columns
-        # Distances within a text stay, so that a hole in the mask is the gap that it is in the padded batch.
         first = mask.int().argmax(-1)
         return cls(
             input_ids=input_ids.flatten()[None, flat_index],
-            position_ids=(columns - first[text_index])[None],
+            position_ids=(columns - first[text_index] + first_position)[None],
             text_index=text_index,
             flat_index=flat_index,
             cu_seq_lens=nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32),
@@ -97,8 +105,8 @@ class PackedTexts:
         padded = states.new_zeros(texts * length, states.shape[-1])
         return padded.index_copy(0, self.flat_index, states[0]).view(texts, length, -1)
 
-    def model_inputs(self, attn_implementation: str, first_position: int = 0) -> dict:
-        """Keywords of the packed call of a backbone with this attention, which counts positions from `first_position`."""
+    def model_inputs(self, attn_implementation: str) -> dict:
+        """Keywords of the packed call of a backbone with this attention implementation."""
         mask = None
         if attn_implementation == VARLEN_ATTENTION:
             # Ready-made masks of four dimensions are passed on as they are; without one, Transformers would make a
@@ -107,7 +115,7 @@ class PackedTexts:
         return {
             "input_ids": self.input_ids,
             "attention_mask": mask,
-            "position_ids": self.position_ids + first_position,
+            "position_ids": self.position_ids,
             "cu_seq_lens_q": self.cu_seq_lens,
             "cu_seq_lens_k": self.cu_seq_lens,
             "max_length_q": self.max_length,
@@ -189,26 +197,30 @@ def varlen_attention_forward(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     # What layers pass is off by one in some types; the configuration holds what masks are made with.
     window = None if sliding_window is None else module.config.sliding_window
-    half = _half_precision(query)
-    if (
-        half is not None
-        and query.is_cuda
-        and "window_size" in _VARLEN_ARGUMENTS
-        and not dropout
-        and query.shape[-1] % 8 == 0
-    ):
-        states = _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, causal, window, half)
-    else:
+    dtype = _flash_dtype(query)
+    if dtype is not None and dropout:
+        logger.warning_once(
+            f"{VARLEN_ATTENTION}: flash attention has no dropout here, so attention runs text by text."
+        )
+    if dtype is None or dropout:
         states = _text_by_text(query, key, value, cu_seq_lens_q, dropout, scaling, causal, window)
+    else:
+        states = _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, causal, window, dtype)
     return states, None
 
 
-def _half_precision(query: torch.Tensor) -> torch.dtype | None:
+def _flash_dtype(query: torch.Tensor) -> torch.dtype | None:
+    """Half precision that the flash kernel runs in, or `None` where it cannot."""
     dtype = query.dtype
     if torch.is_autocast_enabled(query.device.type):
         # Norms and rotations leave float32 behind under autocast, which calls of custom operators are not part of.
         dtype = torch.get_autocast_dtype(query.device.type)
-    return dtype if dtype in (torch.float16, torch.bfloat16) else None
+    if dtype not in (torch.float16, torch.bfloat16) or not query.is_cuda or "window_size" not in _VARLEN_ARGUMENTS:
+        return None
+    width = query.shape[-1]
+    # The kernel's limits; Ampere is 8.0.
+    fits = width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return dtype if fits else None
 
 
 def _flash(query, key, value, starts, longest, scaling, causal, window, dtype) -> torch.Tensor:
@@ -267,7 +279,7 @@ def find_first_position(backbone: PreTrainedModel, config: PreTrainedConfig, run
         run (`Callable`): Calls it with keywords.
 
     Returns:
-        `int`: What [`PackedTexts.model_inputs`] takes as `first_position`.
+        `int`: What [`PackedTexts.from_padded`] takes as `first_position`.
 
     Raises:
         NotPackableError: If the backbone fails, mixes the texts, or has other states than for a padded batch.
@@ -285,29 +297,26 @@ def find_first_position(backbone: PreTrainedModel, config: PreTrainedConfig, run
     ids = ids.masked_fill(mask == 0, pad)
     other = ids.clone()
     other[1::2, :3] = tokens[:3]
-    training = backbone.training
-    backbone.eval()
+    errors = {}
     try:
-        with torch.no_grad():
+        with evaluating(backbone):
             expected = run(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask[..., None]
             for first in (0, pad + 1):
                 states, moved = (
-                    texts.unpack(run(**texts.model_inputs(config._attn_implementation, first)).last_hidden_state)
-                    for texts in (PackedTexts.from_padded(rows, mask) for rows in (ids, other))
+                    texts.unpack(run(**texts.model_inputs(config._attn_implementation)).last_hidden_state)
+                    for texts in (PackedTexts.from_padded(rows, mask, first) for rows in (ids, other))
                 )
                 if not torch.equal(states[::2], moved[::2]):
                     raise NotPackableError("a text has other states beside another text")
-                # Kernels differ by rounding, which adds up in a deep backbone: 0.002 in float32, 0.14 in bfloat16.
-                bound = torch.finfo(backbone.dtype).eps ** 0.4
-                if float((states.float() - expected).norm() / expected.norm()) <= bound:
-                    return first
-    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
-        raise NotPackableError(f"it fails with {type(error).__name__}: {error}") from error
-    except ValueError as error:
-        raise NotPackableError(str(error)) from error
-    finally:
-        backbone.train(training)
-    raise NotPackableError("a text has other states than in a padded batch")
+                errors[first] = float((states.float() - expected).norm() / expected.norm())
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        own = isinstance(error, NotPackableError)
+        raise NotPackableError(str(error) if own else f"it fails with {type(error).__name__}: {error}") from error
+    first = min(errors, key=errors.get)
+    # Kernels differ by rounding, which adds up in a deep backbone: bounds of 0.002 in float32, 0.14 in bfloat16.
+    if errors[first] > torch.finfo(backbone.dtype).eps ** 0.4:
+        raise NotPackableError("a text has other states than in a padded batch")
+    return first
 
 
 AttentionInterface.register(VARLEN_ATTENTION, varlen_attention_forward)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -72,10 +73,38 @@ def backbone_source(name: str, config: PreTrainedConfig) -> dict[str, str | None
     """
     name = os.fspath(name)
     if os.path.isdir(name):
-        return {"folder": os.path.abspath(name), "config_sha256": config_sha256(config)}
+        return {"folder": os.path.realpath(name), "config_sha256": config_sha256(config)}
     cached = try_to_load_from_cache(name, "config.json")
     revision = Path(cached).parent.name if isinstance(cached, str) else None
     return {"repo_id": name, "revision": revision, "config_sha256": config_sha256(config)}
+
+
+def load_complete(name: str | os.PathLike, config: PreTrainedConfig, **options) -> PreTrainedModel:
+    """
+    A text backbone of which every weight is in its checkpoint.
+
+    Args:
+        name (`str`): Folder or Hub id.
+        config ([`PreTrainedConfig`]): Its configuration.
+        **options: Those of `AutoModel.from_pretrained`.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If weights are missing or of another shape.
+    """
+    try:
+        backbone, info = AutoModel.from_pretrained(name, config=config, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise OSError(f"a file of {os.fspath(name)!r} is damaged: {error}") from error
+    # BERT's kin have a pooler on top of the states that are pooled here; checkpoints of language models have none.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    mismatched = sorted(str(key) for key in info["mismatched_keys"])
+    if missing or mismatched:
+        raise ValueError(
+            f"The text backbone {os.fspath(name)!r} is incomplete: {len(missing)} weights are missing {missing[:5]}, "
+            f"{len(mismatched)} have another shape {mismatched[:5]}. Take a complete checkpoint of the same configuration."
+        )
+    return backbone
 
 
 def _name(source: dict[str, str | None]) -> str:
@@ -115,6 +144,11 @@ def _load_referenced(
     text_backbone: str | os.PathLike | PreTrainedModel | None, config: PreTrainedConfig, name: str, **options
 ) -> PreTrainedModel:
     """The backbone that the checkpoint `name` refers to, or the one the user gives in its place."""
+    if not isinstance(text_backbone, (str, os.PathLike, PreTrainedModel, type(None))):
+        raise TypeError(
+            f"text_backbone is a {type(text_backbone).__name__}; accepted are a folder, a Hub id and a loaded Transformers "
+            "model (of a PeftModel: what merge_and_unload() returns)."
+        )
     if isinstance(text_backbone, PreTrainedModel):
         backbone = text_backbone.base_model
         _check_same(backbone.config, config, f"of type {type(text_backbone).__name__}, given as text_backbone,")
@@ -131,7 +165,7 @@ def _load_referenced(
             raise FileNotFoundError(f"there is no such folder: {found_in}")
         found = AutoConfig.from_pretrained(found_in, **code)
         _check_same(found, config, repr(found_in))
-        return AutoModel.from_pretrained(found_in, config=config.backbone_config, **options)
+        return load_complete(found_in, config.backbone_config, **options)
     except OSError as error:
         raise OSError(
             f"{name!r} holds no text backbone; it refers to {_described(source)}, and {found_in!r} cannot be loaded: "
@@ -187,14 +221,16 @@ class TextBackboneCheckpoints:
         Args:
             pretrained_model_name_or_path (`str`): Folder or Hub id.
             text_backbone (`str` or [`PreTrainedModel`], *optional*): Folder or Hub id of the backbone of a checkpoint
-                without one, or the loaded backbone, which is then used as it is. Defaults to what the checkpoint names.
+                without one, or the loaded backbone, which becomes part of the model: it takes the model's direction and
+                attention, and no longer generates. Defaults to what the checkpoint names.
             **kwargs: Those of [`PreTrainedModel.from_pretrained`]. An explicit `dtype` is that of all weights; without
                 it the backbone has its own dtype.
 
         Raises:
             OSError: If the backbone cannot be loaded; the message says which one, and its revision.
-            ValueError: If the backbone has another width or configuration than the one the checkpoint was made with, or
-                `text_backbone` is given for a checkpoint that holds one.
+            ValueError: If the backbone has another width or configuration than the one the checkpoint was made with, lacks
+                weights, or `text_backbone` is given for a checkpoint that holds one.
+            TypeError: If `text_backbone` is something else.
 
         Example:
             >>> import tempfile
@@ -231,7 +267,9 @@ class TextBackboneCheckpoints:
                     f"text_backbone was given, but {pretrained_model_name_or_path!r} holds the weights of its text "
                     "backbone. Leave it out."
                 )
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            cls._finish_loading(loaded)
+            return loaded
         if kwargs.get("quantization_config") is not None:
             raise ValueError(
                 "quantization_config does not reach a text backbone that a checkpoint refers to. Load the backbone with "
@@ -261,7 +299,15 @@ class TextBackboneCheckpoints:
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if device_map is not None and not hasattr(model, "hf_device_map"):
             backbone.to(model.device)
+        cls._finish_loading(loaded)
         return loaded
+
+    @staticmethod
+    def _finish_loading(loaded: PreTrainedModel | tuple):
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        tower = getattr(model, "text_model", model)
+        tower.mark_trainable()
+        tower.remember_weights()
 
     @staticmethod
     def _resolve_folder(config: PreTrainedConfig, name: str | os.PathLike | None, subfolder: str):
@@ -270,7 +316,7 @@ class TextBackboneCheckpoints:
         if os.path.isabs(folder):
             return
         if name is not None and os.path.isdir(name):
-            folder = os.path.abspath(os.path.join(name, subfolder, folder))
+            folder = os.path.realpath(os.path.join(os.path.realpath(os.path.join(name, subfolder)), folder))
             config.backbone_source = {**config.backbone_source, "folder": folder}
         elif config.backbone_in_checkpoint:
             # From the Hub: whose folder it was is of no use here.
@@ -291,8 +337,9 @@ class TextBackboneCheckpoints:
             **kwargs: Those of [`PreTrainedModel.save_pretrained`].
 
         Raises:
-            ValueError: If the backbone is to be left out, but is not the one it was loaded as, it is not known where it
-                comes from, or the checkpoint is pushed to the Hub while the backbone lies in a folder.
+            ValueError: If the backbone is to be left out, but its weights are not those it was loaded with, it is not known
+                where it comes from, or the checkpoint is pushed to the Hub while the backbone lies in a folder. The
+                Trainer's `push_to_hub` uploads a folder, past this check.
 
         Example:
             >>> from modeling_pixclip import PixCLIPModel
@@ -302,6 +349,9 @@ class TextBackboneCheckpoints:
             >>> model.save_pretrained("pixclip-without-llm", include_text_backbone=False)  # doctest: +SKIP
         """
         config = self._text_config
+        tower = getattr(self, "text_model", self)
+        if config.backbone_source is not None and "changed" not in config.backbone_source and tower.weights_changed():
+            tower._backbone_changed("its weights were changed")
         before = (config.backbone_in_checkpoint, config.backbone_dtype, config.backbone_source)
         name = config.backbone_config.name_or_path
         if include_text_backbone is not None:
@@ -309,11 +359,11 @@ class TextBackboneCheckpoints:
         try:
             if not config.backbone_in_checkpoint:
                 self._check_reference(kwargs.get("push_to_hub", False))
-            tower = getattr(self, "text_model", self)
             own, dtype = tower.dtype, tower.backbone.dtype
             config.backbone_dtype = None if dtype == own else str(dtype).removeprefix("torch.")
             if config.backbone_source is not None and "folder" in config.backbone_source:
-                folder = Path(os.path.relpath(config.backbone_source["folder"], save_directory)).as_posix()
+                saved_in = os.path.realpath(save_directory)
+                folder = Path(os.path.relpath(config.backbone_source["folder"], saved_in)).as_posix()
                 config.backbone_source = {**config.backbone_source, "folder": folder}
             # Others are not told how folders are named here.
             known = config.backbone_source is not None
@@ -362,4 +412,4 @@ class TextBackboneCheckpoints:
             )
 
 
-__all__ = ["TextBackboneCheckpoints", "backbone_source", "config_fields", "config_sha256"]
+__all__ = ["TextBackboneCheckpoints", "backbone_source", "config_fields", "config_sha256", "load_complete"]

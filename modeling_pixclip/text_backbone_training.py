@@ -1,6 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """How much of the text backbone trains: nothing, LoRA adapters (PEFT) on its linear layers, or all of it."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -95,6 +96,15 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in f".{name}"
 
 
+def check_finite(backbone: PreTrainedModel):
+    """Refuses adapters with a NaN or an infinity, which would spoil the weights that they are merged into."""
+    broken = [
+        name for name, parameter in backbone.named_parameters() if is_adapter(name) and not parameter.isfinite().all()
+    ]
+    if broken:
+        raise ValueError(f"adapters {broken} are not finite. Load an earlier checkpoint; nothing was merged.")
+
+
 def merge_lora(backbone: PreTrainedModel):
     """
     Adds the adapters to the weights they stand beside and leaves the plain backbone, in place.
@@ -106,16 +116,22 @@ def merge_lora(backbone: PreTrainedModel):
         ValueError: If an adapter holds a NaN or an infinity; nothing is merged then.
     """
     lora_layer = require_peft()[2]
-    broken = [
-        name for name, parameter in backbone.named_parameters() if is_adapter(name) and not parameter.isfinite().all()
-    ]
-    if broken:
-        raise ValueError(f"adapters {broken} are not finite. Load an earlier checkpoint; nothing was merged.")
+    check_finite(backbone)
     for name, module in list(backbone.named_modules()):
         if isinstance(module, lora_layer):
             module.merge()
             backbone.set_submodule(name, module.get_base_layer())
     del backbone.peft_config
+
+
+def _weight_samples(backbone: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """First and some other numbers of each weight, beside which its size stands, by its name without adapters."""
+    for name, parameter in backbone.named_parameters():
+        if not (is_adapter(name) or parameter.is_meta) and parameter.is_floating_point():
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, len(flat) // 64)]
+            # A copy: the sample would change with the weight.
+            yield name.replace(".base_layer.", "."), torch.cat([sample.cpu(), sample.new_full((1,), len(flat)).cpu()])
 
 
 class TextBackboneTraining:
@@ -194,13 +210,20 @@ class TextBackboneTraining:
                     "train on, or call merge_backbone_lora() and add new ones."
                 )
         elif mode == "full":
+            check_finite(self.backbone)
             self.backbone.to(self.dtype)
             if present is not None:
                 self.merge_backbone_lora()
             self._backbone_changed("all of it was made trainable")
         self.config.backbone_training = mode
-        self.backbone.requires_grad_(mode == "full")
+        self.mark_trainable()
         self.train(self.training)
+
+    def mark_trainable(self):
+        """Sets `requires_grad` of the backbone's parameters by `config.backbone_training`; loading a checkpoint resets it."""
+        training = self.config.backbone_training
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(training == "full" or (training == "lora" and is_adapter(name)))
 
     def merge_backbone_lora(self):
         """
@@ -228,27 +251,47 @@ class TextBackboneTraining:
         self._backbone_changed("LoRA adapters were merged into it")
         self.config.backbone_lora = None
         self.config.backbone_training = "frozen"
-        self.backbone.requires_grad_(False)
+        self.mark_trainable()
         self.train(self.training)
+
+    def remember_weights(self):
+        """Keeps a few numbers of each weight, so that [`~PixCLIPTextModel.weights_changed`] notices other ones."""
+        self._weight_samples = dict(_weight_samples(self.backbone))
+
+    def weights_changed(self) -> bool:
+        """Whether the backbone has other weights than the ones it was made or loaded with, adapters aside."""
+        for name, now in _weight_samples(self.backbone):
+            before = self._weight_samples.get(name)
+            if before is None:
+                continue
+            # Another dtype is no change, its rounding is.
+            bound = 0 if now.dtype == before.dtype else max(torch.finfo(tensor.dtype).eps for tensor in (now, before))
+            if now.shape != before.shape or not torch.allclose(
+                now.double(), before.double(), rtol=bound, atol=bound / 1e3
+            ):
+                return True
+        return False
 
     def _backbone_changed(self, reason: str):
         """Notes that checkpoints must hold the backbone's weights from now on."""
         self.config.backbone_in_checkpoint = True
-        if self.config.backbone_source is not None:
+        if self.config.backbone_source is not None and "changed" not in self.config.backbone_source:
             self.config.backbone_source = {"changed": reason, **self.config.backbone_source}
 
     def train(self, mode: bool = True):
         super().train(mode)
-        training = self.config.backbone_training
-        # `requires_grad` is set here as well because loading resets it, and ends with eval().
-        if training == "frozen":
-            # Dropout would add noise to vectors that a cache holds without it.
-            self.backbone.requires_grad_(False)
+        if self.config.backbone_training == "frozen":
+            # Dropout would add noise to vectors that a store holds without it.
             self.backbone.eval()
-        elif training == "lora":
-            for name, parameter in self.backbone.named_parameters():
-                parameter.requires_grad_(is_adapter(name))
         return self
 
 
-__all__ = ["TextBackboneTraining", "add_lora", "is_adapter", "linear_layers", "merge_lora", "require_peft"]
+__all__ = [
+    "TextBackboneTraining",
+    "add_lora",
+    "check_finite",
+    "is_adapter",
+    "linear_layers",
+    "merge_lora",
+    "require_peft",
+]

@@ -100,6 +100,9 @@ def test_training_mode_and_gradients_are_as_before(model, processor, texts):
     model.encode_image(np.zeros((32, 32, 3), np.uint8), processor)
     model.text_model.encode_backbone(texts[:2], processor)
     assert model.training and model.vision_model.training and torch.is_grad_enabled()
+    model.vision_model.eval()
+    model.encode_text(texts[:2], processor)
+    assert model.training and not model.vision_model.training
     model.eval()
 
 

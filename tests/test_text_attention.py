@@ -2,13 +2,16 @@
 """Packed texts against the padded batch: same vectors, same gradients, no text sees another one."""
 
 import copy
+import gc
 import inspect
-import os
+import weakref
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tiny_models import backbone_config, random_tokens, randomise, text_config
+from tiny_models import backbone_config, pixclip_config, random_tokens, randomise, text_config
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoModel,
@@ -25,7 +28,7 @@ from transformers import (
 )
 from transformers.integrations import flash_attention
 
-from modeling_pixclip import PixCLIPTextModel, text_attention
+from modeling_pixclip import PixCLIPModel, PixCLIPTextModel, text_attention
 from modeling_pixclip.text_attention import VARLEN_ATTENTION, PackedTexts, varlen_attention_forward
 
 
@@ -76,9 +79,18 @@ def tower(backbone, padding_free=True, **fields):
     return randomise(PixCLIPTextModel(config))
 
 
+def rows_of_the_backbone(model):
+    """Grows by the number of rows at every run of the backbone: 1 where texts were packed."""
+    rows = []
+    model.backbone.register_forward_hook(lambda module, args, outputs: rows.append(len(outputs.last_hidden_state)))
+    return rows
+
+
 def vectors_and_gradients(model, ids, mask, pooling_mask=None):
     model.zero_grad()
+    rows = rows_of_the_backbone(model)
     outputs = model(input_ids=ids, attention_mask=mask, pooling_mask=pooling_mask)
+    assert rows[-1] == (1 if model.config.padding_free else len(ids))
     weights = torch.randn(outputs.pooler_output.shape, generator=torch.Generator().manual_seed(3))
     (outputs.pooler_output * weights).sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -219,12 +231,14 @@ def test_autocast(backbone):
 @pytest.mark.parametrize("backbone", ["llama", "bert"])
 def test_compile(backbone):
     model = tower(backbone)
+    rows = rows_of_the_backbone(model)
     compiled = torch.compile(model)
     for seed in range(3):
         ids, mask = random_tokens([length + seed for length in (4, 11, 7)], seed)
         _, expected = vectors_and_gradients(tower(backbone, padding_free=False), ids, mask)
         model.zero_grad()
         outputs = compiled(input_ids=ids, attention_mask=mask)
+        assert rows[-1] == 1
         weights = torch.randn(outputs.pooler_output.shape, generator=torch.Generator().manual_seed(3))
         (outputs.pooler_output * weights).sum().backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -232,12 +246,15 @@ def test_compile(backbone):
 
 
 def _train_one_step_on_a_rank(rank, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK=str(rank), WORLD_SIZE="2")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), rank=rank, world_size=2
+    )
     model = torch.nn.parallel.DistributedDataParallel(tower("llama"))
     ids, mask = random_tokens(LENGTHS)
     rows = slice(0, 6) if rank == 0 else slice(6, 12)
+    seen = rows_of_the_backbone(model.module)
     model(input_ids=ids[rows], attention_mask=mask[rows]).pooler_output.square().mean().backward()
+    assert seen[-1] == 1
     if rank == 0:
         torch.save({name: p.grad for name, p in model.module.named_parameters()}, f"{folder}/gradients.pt")
     torch.distributed.destroy_process_group()
@@ -287,7 +304,7 @@ def test_clip_text_runs_padded(caplog):
         expected = plain(input_ids=ids, attention_mask=mask)
     assert torch.equal(outputs[0].pooler_output, expected.pooler_output)
     assert len([record for record in caplog.records if "Texts run padded" in record.message]) == 1
-    with pytest.raises(ValueError, match="padding_free=True, but the backbone .clip_text_model.*Sequence length"):
+    with pytest.raises(ValueError, match="cannot be packed for the backbone .clip_text_model.*Sequence length"):
         PixCLIPTextModel(text_config("clip_text", padding_free=True))(input_ids=ids, attention_mask=mask)
 
 
@@ -307,17 +324,129 @@ def test_backbone_that_mixes_packed_texts_is_not_packed(monkeypatch):
 @pytest.mark.parametrize("attention", ["eager", "flex_attention"])
 def test_attention_that_cannot_pack(attention):
     ids, mask = random_tokens([4, 30, 9])
+    config = text_config(BACKBONES["llama"], padding_free=True)
+    model = randomise(PixCLIPTextModel._from_config(config, attn_implementation=attention))
+    with pytest.raises(ValueError, match=f"cannot be packed.*'{attention}'.*padding_free='auto'"):
+        model(input_ids=ids, attention_mask=mask)
+
+
+def test_eager_attention_runs_padded_without_a_word(caplog):
+    ids, mask = random_tokens([4, 30, 9])
+    model = tower("llama", padding_free="auto")
+    model.set_attn_implementation("eager")
+    rows = rows_of_the_backbone(model)
     with torch.no_grad():
-        expected = tower("llama", padding_free=False)(input_ids=ids, attention_mask=mask).pooler_output
-        for padding_free in ("auto", True):
-            config = text_config(BACKBONES["llama"], padding_free=padding_free)
-            model = randomise(PixCLIPTextModel._from_config(config, attn_implementation=attention))
-            if padding_free is True:
-                with pytest.raises(ValueError, match=f"{attention}.*padding_free='auto'"):
-                    model(input_ids=ids, attention_mask=mask)
-            elif attention == "eager":
-                outputs = model(input_ids=ids, attention_mask=mask)
-                torch.testing.assert_close(outputs.pooler_output, expected, atol=1e-5, rtol=0)
+        outputs = model(input_ids=ids, attention_mask=mask, output_attentions=True)
+        expected = tower("llama")(input_ids=ids, attention_mask=mask).pooler_output
+    assert rows == [3] and len(outputs.attentions) == 2 and not caplog.records
+    torch.testing.assert_close(outputs.pooler_output, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_sdpa_is_replaced_whenever_it_is_set(whole, tmp_path):
+    ids, mask = random_tokens([4, 30, 9])
+    model = randomise(PixCLIPModel(pixclip_config())) if whole else tower("llama")
+    model.set_attn_implementation("eager")
+    model.set_attn_implementation("sdpa")
+    text_model = model.text_model if whole else model
+    rows = rows_of_the_backbone(text_model)
+    text_model(input_ids=ids, attention_mask=mask)
+    assert rows[-1] == 1
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, attn_implementation="sdpa")
+    text_model = loaded.text_model if whole else loaded
+    rows = rows_of_the_backbone(text_model)
+    text_model(input_ids=ids, attention_mask=mask)
+    assert rows[-1] == 1
+
+
+@pytest.mark.parametrize("padding_free", [True, False, "auto"])
+def test_padding_free_is_saved(padding_free, tmp_path):
+    tower("llama", padding_free).save_pretrained(tmp_path)
+    assert PixCLIPTextModel.from_pretrained(tmp_path).config.padding_free == padding_free
+
+
+def test_without_packing_the_tower_is_one_graph():
+    model = tower("llama", padding_free=False)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    ids, mask = random_tokens([4, 30, 9])
+    with torch.no_grad():
+        found = compiled(input_ids=ids, attention_mask=mask).pooler_output
+        torch.testing.assert_close(found, model(input_ids=ids, attention_mask=mask).pooler_output)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_padding_is_never_pooled(pooling):
+    ids, mask = random_tokens([4, 30, 9])
+    for padding_free in (True, False):
+        model = tower("llama", padding_free, pooling=pooling)
+        with torch.no_grad():
+            found = model(input_ids=ids, attention_mask=mask, pooling_mask=torch.ones_like(mask)).backbone_embeds
+            assert torch.equal(found, model(input_ids=ids, attention_mask=mask).backbone_embeds)
+
+
+def test_holes_in_a_mask_run_padded():
+    ids, mask = random_tokens([4, 30, 9])
+    mask[1, 5:9] = 0
+    with torch.no_grad():
+        found, expected = (
+            tower("mistral with a window", packs)(input_ids=ids, attention_mask=mask).pooler_output
+            for packs in ("auto", False)
+        )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="holes in its attention_mask"):
+        tower("llama")(input_ids=ids, attention_mask=mask)
+
+
+def test_a_trial_that_runs_out_of_memory_says_so_and_is_made_again():
+    model = tower("llama", padding_free="auto")
+    rows = rows_of_the_backbone(model)
+
+    def run_out(module, args, kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = model.backbone.register_forward_pre_hook(run_out, with_kwargs=True)
+    ids, mask = random_tokens([4, 30, 9])
+    with pytest.raises(torch.OutOfMemoryError):
+        model(input_ids=ids, attention_mask=mask)
+    hook.remove()
+    model(input_ids=ids, attention_mask=mask)
+    assert rows[-1] == 1
+
+
+def test_refusals_keep_nothing_alive():
+    """As an exception that is kept and raised again would, with the frames of every forward."""
+    model = randomise(PixCLIPTextModel(text_config("clip_text", backbone_training="full")))
+    ids, mask = random_tokens([4, 30, 9])
+    outputs = [weakref.ref(model(input_ids=ids, attention_mask=mask).pooler_output) for _ in range(5)]
+    gc.collect()
+    assert not any(output() is not None for output in outputs)
+
+
+def test_parts_keep_their_modes():
+    model = tower("llama")
+    model.train()
+    model.backbone.layers[0].eval()
+    ids, mask = random_tokens([4, 30, 9])
+    model(input_ids=ids, attention_mask=mask)
+    assert not model.backbone.layers[0].training and model.backbone.layers[1].training
+
+
+def _forward_on_a_shard(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), rank=rank, world_size=2
+    )
+    model = tower("llama", padding_free="auto")
+    for layer in model.backbone.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    ids, mask = random_tokens([4, 9] if rank == 0 else [9, 9])
+    model(input_ids=ids, attention_mask=mask).pooler_output.square().mean().backward()
+    torch.distributed.destroy_process_group()
+
+
+def test_sharded_ranks_with_and_without_padding_do_not_wait_for_each_other(tmp_path):
+    mp.spawn(_forward_on_a_shard, args=(str(tmp_path),), nprocs=2)
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])

@@ -128,6 +128,47 @@ def test_a_text_tower_alone_is_built_on_a_backbone(tmp_path):
         PixCLIPTextModel.from_backbone_pretrained(str(tmp_path / "llm"), poling="last")
 
 
+def test_a_cast_backbone_is_still_the_one_it_was_loaded_as(tmp_path):
+    model = build(tmp_path)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "saved", include_text_backbone=False)
+    assert load(PixCLIPModel, tmp_path / "saved").text_model.backbone.dtype == torch.bfloat16
+
+
+def test_resized_token_embeddings_load(tmp_path):
+    model = build(tmp_path)
+    assert model.resize_token_embeddings(64).weight.shape == (64, 32)
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(outputs(load(PixCLIPModel, tmp_path / "saved")), outputs(model))
+
+
+def test_an_incomplete_or_damaged_backbone_is_refused(tmp_path):
+    model = build(tmp_path)
+    model.save_pretrained(tmp_path / "saved", include_text_backbone=False)
+    file = tmp_path / "llm" / "model.safetensors"
+    tensors, whole = load_file(file), file.read_bytes()
+    save_file({k: v for k, v in tensors.items() if "layers.1.mlp" not in k}, file, {"format": "pt"})
+    for load_it in (
+        lambda: build(tmp_path, backbone=tmp_path / "llm"),
+        lambda: load(PixCLIPModel, tmp_path / "saved"),
+    ):
+        with pytest.raises(ValueError, match="3 weights are missing.*layers.1.mlp"):
+            load_it()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match=r"refers to folder '.*llm'.*is damaged"):
+        load(PixCLIPModel, tmp_path / "saved")
+    with pytest.raises(TypeError, match="text_backbone is a int"):
+        PixCLIPModel.from_pretrained(tmp_path / "saved", text_backbone=3)
+
+
+def test_a_reference_holds_through_symbolic_links(tmp_path):
+    model = build(tmp_path)
+    (tmp_path / "scratch" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "scratch" / "deep")
+    model.save_pretrained(tmp_path / "link" / "saved", include_text_backbone=False)
+    for folder in (tmp_path / "link" / "saved", tmp_path / "scratch" / "deep" / "saved"):
+        assert torch.equal(outputs(load(PixCLIPModel, folder)), outputs(model))
+
+
 def test_a_stretched_backbone_is_not_left_out(tmp_path):
     """Its table of positions is no longer the one of the folder it came from."""
     save_backbone(tmp_path / "llm", "clip_text")
@@ -303,10 +344,17 @@ def test_what_has_no_reference_is_refused(tmp_path):
     merged.merge_text_backbone_lora()
     resized = build(tmp_path)
     resized.text_model.backbone.resize_token_embeddings(64)
+    altered = build(tmp_path)
+    with torch.no_grad():
+        altered.text_model.backbone.layers[1].mlp.up_proj.weight.add_(1e-3)
+    stretched = build(tmp_path)
+    stretched.resize_token_embeddings(64)
     for model, message in (
         (trained, "all of it was made trainable, so its weights are not those of folder '.*llm' any more"),
         (merged, "LoRA adapters were merged into it, so"),
-        (resized, "its configuration is not that of folder '.*llm' any more"),
+        (resized, "its weights were changed, so its weights are not those of"),
+        (altered, "its weights were changed, so"),
+        (stretched, "its token embeddings were resized, so"),
     ):
         with pytest.raises(ValueError, match=f"cannot be left out: {message}.*include_text_backbone=True"):
             model.save_pretrained(tmp_path / "saved", include_text_backbone=False)

@@ -408,3 +408,36 @@ def test_float32_adapters_are_saved_beside_a_bfloat16_backbone(parents, tmp_path
     assert dtypes(loaded) == ({torch.bfloat16, torch.float32}, {torch.float32})
     loaded.merge_text_backbone_lora()
     assert dtypes(loaded) == ({torch.bfloat16}, {torch.float32})
+
+
+def test_what_the_user_freezes_stays_frozen():
+    model = tower()
+    model.set_backbone_trainable("lora")
+    frozen = [p for name, p in model.backbone.named_parameters() if "layers.0" in name and p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    model.train()
+    assert frozen and not any(parameter.requires_grad for parameter in frozen)
+
+
+def test_peft_around_the_whole_tower_trains():
+    """Standard PEFT on a frozen backbone: its adapters get gradients, and no other weight of it does."""
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(tower(), LoraConfig(target_modules=["q_proj"], modules_to_save=["projection"])).train()
+    ids, mask = random_tokens([9, 5])
+    wrapped(input_ids=ids, attention_mask=mask).pooler_output.sum().backward()
+    trained = {name for name, p in wrapped.named_parameters() if p.grad is not None}
+    assert any("lora_B" in name for name in trained) and any("projection" in name for name in trained)
+    assert all("lora_" in name or "projection" in name for name in trained)
+
+
+def test_adapters_that_are_not_finite_leave_the_backbone_as_it_was():
+    model = tower()
+    model.backbone.to(torch.bfloat16)
+    model.set_backbone_trainable("lora")
+    with torch.no_grad():
+        next(p for name, p in model.backbone.named_parameters() if "lora_B" in name).fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        model.set_backbone_trainable("full")
+    assert model.backbone.embed_tokens.weight.dtype == torch.bfloat16
