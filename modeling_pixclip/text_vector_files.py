@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 import uuid
 import warnings
@@ -20,6 +21,7 @@ import numpy as np
 
 _ROW = np.dtype([("text_end", "<u8"), ("checksum", "<u4")])
 _SEGMENT, _WRITING, _REMOVED = "segment-", ".writing-", ".removed-"
+_SEGMENT_NAME = re.compile(_SEGMENT + "[0-9a-f]{32}")
 # Eight segments of about one size become one: at most seven of a size are left, and a row is copied once per power of 8.
 _MERGED_AT_ONCE = 8
 _BYTES_AT_ONCE = 8 << 20
@@ -40,14 +42,17 @@ class TextVectorFiles:
     | `rows` | end of the text within `texts` (uint64), CRC-32 of text and vector (uint32) |
     | `texts` | UTF-8 |
     | `vectors` | the vectors, one after the other, and nothing else: `numpy.memmap` opens them |
-    | `segment.json` | number of rows, CRC-32 of `hashes` and of `rows` |
+    | `segment.json` | number of rows, 1 or more; CRC-32 of `hashes` and of `rows` |
 
     It is written under another name, synced, and renamed, so that it is there as a whole or not at all. Segments that
     are merged are removed only after the merged one is there: whoever reads or writes meanwhile misses nothing, and a
     text that two processes computed is there twice until then. Needs a file system of POSIX semantics; on a network
     file system, do not read a folder while another machine writes to it.
 
-    What a damaged file still holds intact is used. Damage is counted, warned about once, and never returned.
+    What a damaged file still holds intact is used. Damage is counted, warned about once, and never returned. A file is
+    never shortened here; whatever else does so while it is mapped ends the processes that read it (SIGBUS), as with
+    every memory map. Entries of the folder under other names are left alone. What a killed process left half written
+    takes its space until a day later.
 
     Args:
         folder (`pathlib.Path`): Folder of the segments; it need not be there before the first row is added.
@@ -133,6 +138,8 @@ class TextVectorFiles:
             for name in names - known.keys() - self._unreadable:
                 try:
                     known[name] = _Segment(self.folder / name, self.row_bytes)
+                except (IsADirectoryError, NotADirectoryError) as error:
+                    self._set_aside(name, f"{error.filename} is a folder in place of a file, or the other way round")
                 except FileNotFoundError as error:
                     # Merged and removed by another process, unless its folder is still there.
                     if (self.folder / name).is_dir():
@@ -161,7 +168,7 @@ class TextVectorFiles:
 
     def _names(self) -> set[str]:
         try:
-            return {name for name in os.listdir(self.folder) if name.startswith(_SEGMENT)}
+            return {name for name in os.listdir(self.folder) if _SEGMENT_NAME.fullmatch(name)}
         except FileNotFoundError:
             return set()
 
@@ -256,7 +263,9 @@ class _Segment:
         try:
             header = json.loads((path / "segment.json").read_bytes())
             count, checksums = header["rows"], {name: header[f"{name}_crc32"] for name in ("hashes", "rows")}
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            if not count >= 1:
+                raise ValueError(f"{count} rows")
+        except (ValueError, KeyError, TypeError) as error:
             raise _DamagedSegment(f"segment.json is damaged ({error})") from error
         index = {name: _map(path / name) for name in checksums}
         for name, size in (("hashes", 16), ("rows", _ROW.itemsize)):
@@ -390,19 +399,22 @@ def _map(path: Path) -> np.ndarray:
 
 def _is_abandoned(scratch: Path) -> bool:
     try:
-        newest = max(path.stat().st_mtime for path in [scratch, *scratch.iterdir()])
+        newest = max(path.stat().st_mtime for path in [scratch, *scratch.rglob("*")])
     except FileNotFoundError:
         # It was renamed or removed meanwhile.
         return False
     return time.time() - newest > _ABANDONED_AFTER_SECONDS
 
 
-def _delete(folder: Path) -> None:
-    """Deletes a folder of files that another process may be deleting as well."""
+def _delete(path: Path) -> None:
+    """Deletes a file or folder that another process may be deleting as well."""
     with contextlib.suppress(FileNotFoundError):
-        for path in list(folder.iterdir()):
-            path.unlink(missing_ok=True)
-        folder.rmdir()
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return
+        for inner in list(path.iterdir()):
+            _delete(inner)
+        path.rmdir()
 
 
 __all__ = ["TextVectorFiles", "text_hash", "write_description"]

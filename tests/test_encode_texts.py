@@ -155,6 +155,26 @@ def test_training_finds_the_vectors(llm, tmp_path, options):
         (["--texts", "absent.txt"], "absent.txt is not a file"),
         (["--texts", __file__, "--text_config", "{wrong"], "cannot be used"),
         (["--texts", __file__, "--text_preset", "llama"], "text_preset is 'llama'; accepted are"),
+        (
+            ["--texts", str(DATA / "heldout.jsonl"), "--text_backbone", "./absent"],
+            "--text_backbone ./absent is not a folder; accepted",
+        ),
+        (
+            ["--texts", str(DATA / "heldout.jsonl"), "--text_backbone", "/absent"],
+            "--text_backbone /absent is not a folder",
+        ),
+        (
+            ["--texts", str(DATA / "heldout.jsonl"), "--text_backbone", "runs/absent/model"],
+            "runs/absent/model is not a folder",
+        ),
+        (
+            ["--texts", str(DATA / "heldout.jsonl"), "--text_backbone", "absent/"],
+            "--text_backbone absent/ is not a folder",
+        ),
+        (
+            ["--texts", str(DATA / "heldout.jsonl"), "--text_backbone", "~/absent"],
+            "--text_backbone ~/absent is not a folder",
+        ),
         ([], "--texts"),
     ],
 )

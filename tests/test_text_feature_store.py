@@ -1,10 +1,13 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The store of text vectors: those of the model, computed once, never those of another model, template or dtype."""
 
+import copy
 import dataclasses
 import itertools
 import json
+import os
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +16,8 @@ from PIL import Image
 from tiny_models import backbone_config, pixclip_config, randomise, text_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-import modeling_pixclip.text_feature_store as module
 from modeling_pixclip import PixCLIPDataCollator, PixCLIPModel, PixCLIPTextConfig, PixCLIPTextModel, TextFeatureStore
 from processing_pixclip import PixCLIPImageProcessor, PixCLIPProcessor
 
@@ -128,11 +130,19 @@ def test_another_model_or_template_reads_nothing(tmp_path, change):
 
 
 def test_every_field_of_the_configuration_is_in_the_key_or_does_not_matter():
-    """A new field of the configuration has to be thought about here."""
+    """A new field of the configuration has to be thought about here, and in the store's key."""
     inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     own = {field.name for field in dataclasses.fields(PixCLIPTextConfig)} - inherited
-    assert own - module._BESIDE_THE_VECTORS == {"backbone_config", "bidirectional", "pooling", "backbone_lora"}
-    assert module._BESIDE_THE_VECTORS <= own
+    in_the_key = {"backbone_config", "bidirectional", "pooling"}
+    # Of the adapters, their weights and the layers that carry them are in the key.
+    told_by_weights = {"backbone_dtype", "backbone_lora", "backbone_training"}
+    where_from = {"backbone_in_checkpoint", "backbone_source"}
+    after_the_vectors = {name for name in own if name.startswith(("adapter_", "projection_"))}
+    assert own - in_the_key - told_by_weights - where_from - after_the_vectors == {
+        "initializer_factor",
+        "normalize_pooled",
+        "padding_free",
+    }
 
 
 def test_another_dtype_reads_nothing(tmp_path):
@@ -153,6 +163,124 @@ def test_scale_of_adapters_is_part_of_the_key(tmp_path):
     assert len(make_store(tmp_path, model)) == 0
 
 
+def lora_folder(path, off=False, **options):
+    model = make_model()
+    torch.manual_seed(0)
+    model.set_backbone_trainable("lora", **options)
+    with torch.no_grad():
+        for name, parameter in model.backbone.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    for layer in model.backbone.modules():
+        if off and hasattr(layer, "lora_A"):
+            layer.enable_adapters(False)
+    store = make_store(path, model)
+    if not store.folder.is_dir():
+        embed(store)
+    return store.folder, store["a red kite"]
+
+
+def test_adapters_that_are_off_have_other_vectors(tmp_path):
+    pytest.importorskip("peft")
+    on, off = lora_folder(tmp_path), lora_folder(tmp_path, off=True)
+    assert on[0] != off[0] and not torch.allclose(on[1], off[1], atol=1e-2)
+    plain = make_store(tmp_path)
+    embed(plain)
+    assert torch.equal(plain["a red kite"], off[1])
+
+
+def test_options_of_adapters_that_change_no_vector_do_not_matter(tmp_path):
+    pytest.importorskip("peft")
+    folder, _ = lora_folder(tmp_path)
+    layers = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+    for options in ({"dropout": 0.3}, {"target_modules": layers}, {"alpha": 32.0}):
+        assert lora_folder(tmp_path, **options)[0] == folder
+    assert lora_folder(tmp_path, target_modules=layers[:2])[0] != folder
+
+
+def test_fields_of_the_backbone_that_change_no_vector_do_not_matter(tmp_path, monkeypatch):
+    model = make_model()
+    folder = make_store(tmp_path, model).folder
+    model.backbone.config.use_cache = False
+    model.backbone.config.auto_map = {"AutoModel": "modeling_x.XModel"}
+    model.backbone.config.architectures = ["XModel"]
+    assert make_store(tmp_path, model).folder == folder
+    model.backbone.config.rms_norm_eps = 0.5
+    assert make_store(tmp_path, model).folder != folder
+    model = make_model()
+    # As a later version of Transformers may have it.
+    plain = LlamaConfig.to_dict
+    monkeypatch.setattr(LlamaConfig, "to_dict", lambda self: {**plain(self), "a_new_field": None})
+    assert make_store(tmp_path, model).folder == folder
+
+
+def test_direction_does_not_matter_to_an_encoder(tmp_path):
+    folders = set()
+    for bidirectional in (True, False):
+        model = PixCLIPTextModel(text_config(backbone_config("bert"), bidirectional=bidirectional))
+        folders.add(make_store(tmp_path, randomise(model)).folder)
+    assert len(folders) == 1
+
+
+class Objective(torch.nn.Module):
+    def __init__(self, tower):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, **batch):
+        return {"loss": self.tower(**batch).pooler_output.square().mean()}
+
+
+def train_with_fused_adamw(model, batch, path):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.05, fused=True)
+    for _ in range(2):
+        Objective(model)(**batch)["loss"].backward()
+        optimizer.step()
+
+
+def train_with_trainer(model, batch, path):
+    rows = [{name: tensor[i] for name, tensor in batch.items()} for i in range(len(TEXTS))]
+    arguments = TrainingArguments(
+        path,
+        max_steps=2,
+        learning_rate=0.05,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    assert arguments.optim == "adamw_torch_fused"
+    Trainer(Objective(model), arguments, train_dataset=rows).train()
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("train", [train_with_fused_adamw, train_with_trainer])
+def test_vectors_of_the_weights_before_training_are_not_taken(tmp_path, train, mode):
+    """A fused optimiser changes weights without PyTorch counting it."""
+    if mode == "lora":
+        pytest.importorskip("peft")
+    model, processor = make_model(), make_processor()
+    model.set_backbone_trainable(mode)
+    before = make_store(tmp_path, model, processor)
+    embed(before, TEXTS[:3])
+    old = before["a red kite"]
+    train(model.train(), processor(text=TEXTS), str(tmp_path / "run"))
+    model.eval()
+    # Also where nothing is to be computed.
+    for texts in (TEXTS, TEXTS[:3]):
+        with pytest.raises(ValueError, match="weights of the model or processor changed since this store was made"):
+            embed(before, texts)
+    after = make_store(tmp_path, model, processor)
+    assert after.folder != before.folder and len(after) == 0
+    assert embed(after) == len(TEXTS)
+    torch.testing.assert_close(
+        after["a red kite"], model.encode_backbone(TEXTS[:1], processor)[0], rtol=1e-3, atol=1e-5
+    )
+    assert not torch.allclose(after["a red kite"], old, atol=1e-3) and torch.equal(before["a red kite"], old)
+
+
 def test_what_vectors_do_not_depend_on_does_not_matter(tmp_path):
     """The adapter, padding left over in the tokenizer, and where the same weights come from."""
     model, processor = make_model(), make_processor()
@@ -170,27 +298,94 @@ def test_what_vectors_do_not_depend_on_does_not_matter(tmp_path):
     assert len(make_store(tmp_path, loaded.text_model)) == len(TEXTS)
 
 
-def test_weights_are_hashed_once_and_again_when_they_change(tmp_path, monkeypatch):
-    hashed = []
-    original = module._tensor_hash
-    monkeypatch.setattr(module, "_tensor_hash", lambda tensor: hashed.append(tensor.numel()) or original(tensor))
+def test_layout_of_the_tokenizers_json_does_not_matter(tmp_path, monkeypatch):
+    """A version of tokenizers may leave out what is not set."""
+    model, processor = make_model(), make_processor()
+    folder = make_store(tmp_path, model, processor).folder
+    written = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    assert written.pop("padding") is None and written.pop("truncation") is None
+    shorter = SimpleNamespace(to_str=lambda: json.dumps(written))
+    monkeypatch.setattr(PreTrainedTokenizerFast, "backend_tokenizer", property(lambda tokenizer: shorter))
+    assert make_store(tmp_path, model, processor).folder == folder
+
+
+def test_each_number_of_each_weight_is_in_the_key(tmp_path):
+    model = make_model()
+    folder = make_store(tmp_path, model).folder
+    # Moved, but the same.
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert make_store(tmp_path, model).folder == folder
+    for parameter in model.backbone.parameters():
+        number = parameter.data.view(-1)[-1]
+        before = number.clone()
+        # Through .data, which PyTorch does not count.
+        number.add_(1e-3)
+        assert make_store(tmp_path, model).folder != folder
+        number.copy_(before)
+    assert make_store(tmp_path, model).folder == folder
+
+
+def test_where_nothing_is_missing_nothing_is_written(tmp_path):
+    """So that a finished store can lie on a file system that is only read."""
     model = make_model()
     store = make_store(tmp_path, model)
-    all_weights = sum(tensor.numel() for tensor in model.backbone.state_dict().values())
-    assert sum(hashed) == all_weights
     embed(store)
-    make_store(tmp_path, model, dtype="float32")
-    TextFeatureStore.open(tmp_path)
-    assert sum(hashed) == all_weights
-    # Moved, but the same.
-    model.load_state_dict(model.state_dict())
+    leftover = store.folder / ".removed-left-by-a-killed-process"
+    leftover.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
+    assert embed(make_store(tmp_path, model)) == 0
+    assert {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]} == before
+    assert embed(store, ["the car"]) == 1 and not leftover.exists()
+
+
+def test_embed_sees_what_other_stores_added(tmp_path):
+    model = make_model()
+    first, second = make_store(tmp_path, model), make_store(tmp_path, model)
+    embed(first)
+    counter = CountingModel(model)
+    assert embed(second) == 0 == counter.texts and len(second) == len(TEXTS)
+
+
+def test_a_relative_path_stays_the_same_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = make_store("cache")
+    embed(made)
+    opened, folder = TextFeatureStore.open("cache"), tmp_path / "cache" / made.folder.name
+    (tmp_path / "elsewhere").mkdir()
+    os.chdir(tmp_path / "elsewhere")
+    for store in (made, opened, pickle.loads(pickle.dumps(opened))):
+        assert store.folder == folder and len(store) == len(TEXTS)
+        store.refresh()
+        assert len(store) == len(TEXTS)
+    os.chdir(folder)
+    assert len(TextFeatureStore.open(".")) == len(TEXTS)
+
+
+def test_a_pickled_store_without_a_folder_is_refused(tmp_path):
+    store = make_store(tmp_path)
+    content = pickle.dumps(store)
+    with pytest.raises(FileNotFoundError, match=r"store\.json is not there: the store was pickled before"):
+        pickle.loads(content)
     embed(store)
-    assert sum(hashed) == 2 * all_weights
+    assert len(pickle.loads(content)) == len(TEXTS)
+
+
+def test_stores_are_equal_by_identity(tmp_path):
+    store = make_store(tmp_path)
+    embed(store)
+    assert store == store and store != make_store(tmp_path) and store != dict(store)
+    assert {store: 1}[store] == 1
+
+
+def test_tiny_numbers_are_rounded_as_documented(tmp_path):
+    model = make_model()
     with torch.no_grad():
-        model.backbone.norm.weight.mul_(1.5)
-    with pytest.raises(ValueError, match="weights of the model or processor changed"):
-        embed(store, ["the car"])
-    assert embed(make_store(tmp_path, model)) == len(TEXTS)
+        model.backbone.norm.weight.fill_(1e-6)
+    store = make_store(tmp_path, model)
+    embed(store)
+    vectors, exact = torch.stack([store[text] for text in TEXTS]), model.encode_backbone(TEXTS, make_processor())
+    torch.testing.assert_close(vectors, exact, rtol=0, atol=3e-8)
+    assert (vectors[exact.abs() < 2.9e-8] == 0).all() and (exact.abs() < 2.9e-8).any()
 
 
 def test_template_that_changes_under_a_store_is_refused(tmp_path):
@@ -261,6 +456,29 @@ def test_opens_without_the_model(tmp_path):
         TextFeatureStore.open(tmp_path)
     assert store.folder.name in str(error.value)
     assert TextFeatureStore.open(tmp_path, store.folder.name).folder == store.folder
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"width": 16}, {"text_template": "user {text}"}])
+def test_description_that_is_not_that_of_its_folder_is_refused(tmp_path, change):
+    """Read as another dtype, the bytes would be other numbers."""
+    store = make_store(tmp_path)
+    embed(store)
+    file = store.folder / "store.json"
+    content = pickle.dumps(store)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    for read in (lambda: TextFeatureStore.open(tmp_path), lambda: pickle.loads(content)):
+        with pytest.raises(ValueError, match=r"store\.json cannot be read: its hash .* is not the one"):
+            read()
+
+
+def test_a_folder_may_be_linked_under_another_name_but_not_renamed(tmp_path):
+    store = make_store(tmp_path / "cache")
+    embed(store)
+    (tmp_path / "link").symlink_to(store.folder)
+    assert len(TextFeatureStore.open(tmp_path / "link")) == len(TEXTS)
+    store.folder.rename(tmp_path / "renamed")
+    with pytest.raises(ValueError, match="give it its name back"):
+        TextFeatureStore.open(tmp_path / "renamed")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"dtype": "float16"}'])

@@ -1,6 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The files of text vectors: no row lost, none torn, whatever is killed, damaged, or written by two at once."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -15,7 +16,7 @@ import warnings
 import numpy as np
 import pytest
 
-from modeling_pixclip.text_vector_files import TextVectorFiles, text_hash
+from modeling_pixclip.text_vector_files import TextVectorFiles, text_hash, write_description
 
 
 WIDTH = 4
@@ -216,12 +217,145 @@ def test_what_killed_writers_left_is_removed_later(tmp_path):
     for name in (".writing-live", ".writing-dead", ".removed-dead"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "vectors").write_bytes(b"half")
+    (tmp_path / ".writing-file").write_bytes(b"")
     two_days_ago = time.time() - 2 * 24 * 3600
     for path in (tmp_path / ".writing-dead", tmp_path / ".writing-dead" / "vectors"):
         os.utime(path, (two_days_ago, two_days_ago))
     files.repair()
-    assert [path.name for path in hidden(tmp_path)] == [".writing-live"]
+    assert sorted(path.name for path in hidden(tmp_path)) == [".writing-file", ".writing-live"]
     check(files, TEXTS)
+
+
+@pytest.mark.parametrize("name", ["segment-notes.txt", "segment-backup", "notes"])
+def test_entries_under_other_names_are_left_alone(tmp_path, name):
+    add(open_files(tmp_path), TEXTS)
+    if name.endswith("backup"):
+        shutil.copytree(segments(tmp_path)[0], tmp_path / name)
+    else:
+        (tmp_path / name).write_text("mine")
+    files = open_files(tmp_path)
+    files.repair()
+    add(files, ["one more"])
+    check(files, [*TEXTS, "one more"])
+    assert len(files) == len(TEXTS) + 1 and not files.damaged and (tmp_path / name).exists()
+
+
+def replace_by_file(segment):
+    shutil.rmtree(segment)
+    segment.write_bytes(b"")
+
+
+def replace_by_folder(file):
+    file.unlink()
+    (file / "folder").mkdir(parents=True)
+    (file / "folder" / "file").write_bytes(b"content")
+
+
+def put_folder_beside_damage(segment):
+    (segment / "folder" / "folder").mkdir(parents=True)
+    (segment / "segment.json").write_text("{")
+
+
+def drop_all_rows(segment):
+    """What the checksums cannot tell from a sound segment."""
+    for file in segment.iterdir():
+        file.write_bytes(b"")
+    (segment / "segment.json").write_text(json.dumps({"rows": 0, "hashes_crc32": 0, "rows_crc32": 0}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        replace_by_file,
+        put_folder_beside_damage,
+        drop_all_rows,
+        lambda segment: replace_by_folder(segment / "segment.json"),
+        lambda segment: replace_by_folder(segment / "hashes"),
+        lambda segment: replace_by_folder(segment / "vectors"),
+    ],
+    ids=["segment is a file", "folder inside", "no rows", "header is a folder", "hashes are", "vectors are"],
+)
+def test_a_segment_that_is_none_is_damaged_and_goes(tmp_path, damage):
+    files = open_files(tmp_path)
+    add(files, TEXTS[:2])
+    [segment] = segments(tmp_path)
+    add(files, TEXTS[2:])
+    damage(segment)
+    with pytest.warns(UserWarning, match="damaged"):
+        files = open_files(tmp_path)
+    assert files.damaged == {"segments": 1} and files.contains(TEXTS).tolist() == [False, False, True, True, True]
+    assert files.get(TEXTS[0]) is None and len(files) == 3
+    files.repair()
+    assert not segment.exists() and not hidden(tmp_path)
+    add(files, TEXTS[:2])
+    check(open_files(tmp_path), TEXTS)
+
+
+class DiskSpy:
+    """What is on the disk for sure, and what is renamed when: by inode, in the order of the calls."""
+
+    def __init__(self, monkeypatch):
+        self.events = []
+        for name in ("fsync", "rename", "replace"):
+            monkeypatch.setattr(os, name, getattr(self, name)(getattr(os, name)))
+
+    def state(self, path_or_descriptor):
+        found = os.stat(path_or_descriptor)
+        return found.st_ino, found.st_size
+
+    def fsync(self, original):
+        def fsync(descriptor):
+            original(descriptor)
+            self.events.append(("synced", self.state(descriptor)))
+
+        return fsync
+
+    def rename(self, original):
+        def rename(source, target):
+            whole = [source, *source.iterdir()] if source.is_dir() else [source]
+            moved = {path.name: self.state(path) for path in whole}
+            original(source, target)
+            self.events.append(("renamed", target, moved))
+
+        return rename
+
+    replace = rename
+
+    def check(self, target):
+        """All that was renamed to `target` was synced at its full size before, and the folder it is in afterwards."""
+        [place] = [i for i, event in enumerate(self.events) if event[:2] == ("renamed", target)]
+        before, after = self.events[:place], self.events[place + 1 :]
+        moved = self.events[place][2]
+        for name, state in moved.items():
+            assert ("synced", state) in before, f"{name} was not synced before the rename"
+        synced_later = [event[1][0] for event in after if event[0] == "synced"]
+        assert os.stat(target.parent).st_ino in synced_later, "the folder was not synced after the rename"
+        return set(moved)
+
+
+def test_rows_are_on_the_disk_before_they_appear_and_stay_there(tmp_path, monkeypatch):
+    spy = DiskSpy(monkeypatch)
+    files = open_files(tmp_path)
+    add(files, TEXTS)
+    [segment] = segments(tmp_path)
+    names = {"hashes", "rows", "texts", "vectors", "segment.json"}
+    assert names < spy.check(segment)
+    # A merge does the same, before it removes what it merges.
+    merged = segments(tmp_path)
+    for i in range(7):
+        add(files, [f"{i} {j}" for j in range(5)])
+        merged += [path for path in segments(tmp_path) if path not in merged]
+    [result] = segments(tmp_path)
+    assert names < spy.check(result)
+    renamed = [event[1] for event in spy.events if event[0] == "renamed"]
+    assert renamed.index(result) < min(i for i, path in enumerate(renamed) if path.name.startswith(".removed-"))
+
+
+def test_descriptions_are_on_the_disk_before_they_appear_and_stay_there(tmp_path, monkeypatch):
+    spy = DiskSpy(monkeypatch)
+    write_description(tmp_path / "store.json", {"width": 4})
+    assert spy.check(tmp_path / "store.json") == {"store.json"}
+    assert json.loads((tmp_path / "store.json").read_text()) == {"width": 4}
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
