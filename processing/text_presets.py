@@ -76,7 +76,7 @@ def get_text_preset(name: str) -> TextPreset:
     """
     if not isinstance(name, str) or name not in TEXT_PRESETS:
         raise ValueError(
-            f"text_preset is {name!r}; accepted are {', '.join(map(repr, TEXT_PRESETS))}. For another text encoder pass "
+            f"text_preset is {name!r}; accepted are {', '.join(map(repr, sorted(TEXT_PRESETS)))}. For another text encoder pass "
             f"text_template, text_pooling and text_max_length."
         )
     return TEXT_PRESETS[name]
