@@ -88,7 +88,7 @@ def test_metrics_without_two_regions_of_a_photo():
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A folder with a tiny text backbone, the first photos of the sample, and a configuration."""
     folder = tmp_path_factory.mktemp("pretraining")
     torch.manual_seed(0)
@@ -141,10 +141,10 @@ def pretrain(*arguments, timeout=600):
 
 
 @pytest.fixture(scope="module")
-def finished(workplace):
-    run = pretrain(workplace / "config.json", "--output_dir", workplace / "run", "--whole_image_share", "0.5")
+def finished(workspace):
+    run = pretrain(workspace / "config.json", "--output_dir", workspace / "run", "--whole_image_share", "0.5")
     assert run.returncode == 0, run.stderr
-    return workplace / "run", run.stdout
+    return workspace / "run", run.stdout
 
 
 def test_run_leaves_everything_that_it_promises(finished):
@@ -201,10 +201,10 @@ def test_readme_example_runs(finished):
     ]
 
 
-def test_a_second_run_goes_on_where_the_first_ended(finished, workplace):
+def test_a_second_run_goes_on_where_the_first_ended(finished, workspace):
     folder, _ = finished
     run = pretrain(
-        workplace / "config.json", "--output_dir", folder, "--whole_image_share", "0.5", "--num_train_epochs", "3"
+        workspace / "config.json", "--output_dir", folder, "--whole_image_share", "0.5", "--num_train_epochs", "3"
     )
     assert run.returncode == 0, run.stderr
     assert "Going on from" in run.stderr and "Text vectors" not in run.stderr
@@ -220,11 +220,11 @@ def test_a_second_run_goes_on_where_the_first_ended(finished, workplace):
         (["--objective", '{"local_weight": 0.0}'], "objective was {} and is {'local_weight': 0.0}"),
     ],
 )
-def test_a_run_does_not_go_on_as_another_one(finished, workplace, arguments, message):
+def test_a_run_does_not_go_on_as_another_one(finished, workspace, arguments, message):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     run = pretrain(
-        workplace / "config.json",
+        workspace / "config.json",
         "--output_dir",
         folder,
         "--whole_image_share",
@@ -237,42 +237,42 @@ def test_a_run_does_not_go_on_as_another_one(finished, workplace, arguments, mes
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_starts_from_a_clip_checkpoint(workplace):
+def test_starts_from_a_clip_checkpoint(workspace):
     """The README's command for own data, with folders in place of Hub ids."""
     clip = CLIPModel(
         CLIPConfig(vision_config=clip_vision_config(), text_config=backbone_config("clip_text"), projection_dim=16)
     )
-    clip.save_pretrained(workplace / "clip")
+    clip.save_pretrained(workspace / "clip")
     run = pretrain(
         ROOT / "examples/configs/from_clip.json",
-        *("--train_file", workplace / "train.jsonl", "--eval_file", workplace / "heldout.jsonl"),
-        *("--output_dir", workplace / "from_clip", "--cache_dir", workplace / "cache", "--num_train_epochs", "1"),
-        *("--vision_model", workplace / "clip", "--text_backbone", workplace / "llm", "--learning_rate", "0"),
+        *("--train_file", workspace / "train.jsonl", "--eval_file", workspace / "heldout.jsonl"),
+        *("--output_dir", workspace / "from_clip", "--cache_dir", workspace / "cache", "--num_train_epochs", "1"),
+        *("--vision_model", workspace / "clip", "--text_backbone", workspace / "llm", "--learning_rate", "0"),
     )
     assert run.returncode == 0, run.stderr
-    model = AutoModel.from_pretrained(workplace / "from_clip")
+    model = AutoModel.from_pretrained(workspace / "from_clip")
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = clip.eval().get_image_features(pixels).pooler_output
         torch.testing.assert_close(model.get_image_features(pixels).pooler_output, expected, atol=1e-5, rtol=0)
 
 
-def test_more_than_one_process_is_refused(workplace):
+def test_more_than_one_process_is_refused(workspace):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     run = subprocess.run(
-        [*command, ROOT / "examples/run_pretraining.py", workplace / "config.json", "--output_dir", workplace / "two"],
+        [*command, ROOT / "examples/run_pretraining.py", workspace / "config.json", "--output_dir", workspace / "two"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert run.returncode != 0 and "the run has 2 processes" in run.stderr and not (workplace / "two").exists()
+    assert run.returncode != 0 and "the run has 2 processes" in run.stderr and not (workspace / "two").exists()
 
 
 @pytest.mark.slow
-def test_killed_runs_go_on_and_end(workplace):
+def test_killed_runs_go_on_and_end(workspace):
     """Killed again and again, at moments that fall into training, evaluation and the writing of checkpoints."""
-    folder = workplace / "killed"
-    arguments = [workplace / "config.json", "--output_dir", folder, "--num_train_epochs", 30]
+    folder = workspace / "killed"
+    arguments = [workspace / "config.json", "--output_dir", folder, "--num_train_epochs", 30]
     for _ in range(4):
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "examples/run_pretraining.py"), *map(str, arguments)],
@@ -296,15 +296,15 @@ def test_killed_runs_go_on_and_end(workplace):
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == list(range(1, 61))
 
 
-def test_trainable_backbone_reads_tokens(workplace):
+def test_trainable_backbone_reads_tokens(workspace):
     run = pretrain(
-        workplace / "config.json",
-        *("--output_dir", workplace / "full", "--text_config", '{"backbone_training": "full"}'),
+        workspace / "config.json",
+        *("--output_dir", workspace / "full", "--text_config", '{"backbone_training": "full"}'),
         *("--num_train_epochs", "1", "--save_strategy", "no", "--augment_crop_scale", "0.7"),
     )
     assert run.returncode == 0, run.stderr
-    trained = AutoModel.from_pretrained(workplace / "full").text_model.backbone.state_dict()
-    before = AutoModel.from_pretrained(workplace / "llm").state_dict()
+    trained = AutoModel.from_pretrained(workspace / "full").text_model.backbone.state_dict()
+    before = AutoModel.from_pretrained(workspace / "llm").state_dict()
     assert not torch.equal(trained["layers.0.mlp.up_proj.weight"], before["layers.0.mlp.up_proj.weight"])
 
 
@@ -322,9 +322,9 @@ def test_trainable_backbone_reads_tokens(workplace):
         (["config.json", "--text_template", "no slot"], "text_template is 'no slot'"),
     ],
 )
-def test_wrong_input_says_what_is_wrong(workplace, arguments, message):
-    (workplace / "wrong.json").write_text('{"colour": "red"}')
-    paths = [str(workplace / argument) if argument.endswith(".json") else argument for argument in arguments]
+def test_wrong_input_says_what_is_wrong(workspace, arguments, message):
+    (workspace / "wrong.json").write_text('{"colour": "red"}')
+    paths = [str(workspace / argument) if argument.endswith(".json") else argument for argument in arguments]
     run = pretrain(*paths)
     assert run.returncode != 0 and message in run.stderr
 

@@ -173,7 +173,7 @@ WORDS = [f"word{number}" for number in range(40)]
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A tiny LLM and captions of eight images; those of one image share no more words than those of two."""
     folder = tmp_path_factory.mktemp("contrastive")
     torch.manual_seed(0)
@@ -210,14 +210,14 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def fine_tune(workplace, *arguments):
-    run_text_contrastive.main([str(workplace / "config.json"), *map(str, arguments)])
+def fine_tune(workspace, *arguments):
+    run_text_contrastive.main([str(workspace / "config.json"), *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
-def finished(workplace):
-    fine_tune(workplace, "--output_dir", workplace / "run")
-    return workplace / "run"
+def finished(workspace):
+    fine_tune(workspace, "--output_dir", workspace / "run")
+    return workspace / "run"
 
 
 def vectors(backbone, folder):
@@ -242,33 +242,33 @@ def test_retrieval_rises_on_the_training_captions_and_the_table_says_so(finished
         assert line.split()[-3:] == [f"{values[key]:.3f}" for key in ("r1", "r5", "r10")]
 
 
-def test_figures_are_those_of_the_folders(workplace, finished):
+def test_figures_are_those_of_the_folders(workspace, finished):
     """Each row of the table measured anew, text by text, without adapters ever having been there."""
-    captions = read_captions(workplace / "train.jsonl")
+    captions = read_captions(workspace / "train.jsonl")
     metrics = json.loads((finished / "caption_retrieval.json").read_text())
-    processor = PixCLIPProcessor(PixCLIPImageProcessor(), AutoTokenizer.from_pretrained(workplace / "llm"))
+    processor = PixCLIPProcessor(PixCLIPImageProcessor(), AutoTokenizer.from_pretrained(workspace / "llm"))
     batches = [processor(text=[text]) for text in captions.texts]
     for row, folder in (("raw", "llm"), ("raw, causal", "llm"), ("fine-tuned", "run/backbone")):
         config = PixCLIPTextConfig(
-            backbone_config=AutoConfig.from_pretrained(workplace / folder), bidirectional=row != "raw, causal"
+            backbone_config=AutoConfig.from_pretrained(workspace / folder), bidirectional=row != "raw, causal"
         )
-        backbone = AutoModel.from_pretrained(workplace / folder, config=config.backbone_config)
+        backbone = AutoModel.from_pretrained(workspace / folder, config=config.backbone_config)
         model = PixCLIPTextModel(config, backbone=backbone)
         embeds = torch.cat([model(**batch).backbone_embeds for batch in batches])
         assert caption_retrieval_metrics(embeds, captions) == metrics[row], row
-    table = backbone.from_pretrained(workplace / "llm").get_input_embeddings().weight.detach()
+    table = backbone.from_pretrained(workspace / "llm").get_input_embeddings().weight.detach()
     embeds = torch.stack([table[batch["input_ids"][0]].mean(0) for batch in batches])
     assert caption_retrieval_metrics(embeds, captions) == metrics["token embeddings"]
 
 
-def test_merged_backbone_gives_the_vectors_of_the_adapters(workplace, finished):
+def test_merged_backbone_gives_the_vectors_of_the_adapters(workspace, finished):
     peft = pytest.importorskip("peft")
-    config = AutoConfig.from_pretrained(workplace / "llm")
+    config = AutoConfig.from_pretrained(workspace / "llm")
     config.is_causal = False
-    raw = AutoModel.from_pretrained(workplace / "llm", config=config)
+    raw = AutoModel.from_pretrained(workspace / "llm", config=config)
     merged = AutoModel.from_pretrained(finished / "backbone")
-    before = vectors(raw, workplace / "llm")
-    with_adapters = vectors(peft.PeftModel.from_pretrained(raw, finished / "adapter"), workplace / "llm")
+    before = vectors(raw, workspace / "llm")
+    with_adapters = vectors(peft.PeftModel.from_pretrained(raw, finished / "adapter"), workspace / "llm")
     torch.testing.assert_close(vectors(merged, finished / "backbone"), with_adapters, atol=1e-5, rtol=0)
     assert (with_adapters - before).abs().max() > 0.1
     assert not [name for name in merged.state_dict() if "lora" in name]
@@ -287,13 +287,13 @@ def test_checkpoints_hold_the_adapters_alone(finished):
     assert state and all(".lora_" in name for name in state)
 
 
-def test_a_killed_run_ends_like_one_that_was_not(workplace, finished, caplog):
-    folder = workplace / "killed"
+def test_a_killed_run_ends_like_one_that_was_not(workspace, finished, caplog):
+    folder = workspace / "killed"
     process = subprocess.Popen(
         [
             sys.executable,
             ROOT / "examples" / "run_text_contrastive.py",
-            workplace / "config.json",
+            workspace / "config.json",
             "--output_dir",
             folder,
         ],
@@ -307,7 +307,7 @@ def test_a_killed_run_ends_like_one_that_was_not(workplace, finished, caplog):
     process.wait()
     assert not (folder / "caption_retrieval.json").exists()
     (folder / "checkpoint-9999").mkdir()
-    fine_tune(workplace, "--output_dir", folder)
+    fine_tune(workspace, "--output_dir", folder)
     assert "Going on from" in caplog.text and "checkpoint-9999 was not written to its end" in caplog.text
     assert "1 of 9 images have one caption and are left out" in caplog.text
     histories = [
@@ -322,22 +322,22 @@ def test_a_killed_run_ends_like_one_that_was_not(workplace, finished, caplog):
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-def test_a_finished_run_started_again_ends_the_same(workplace, finished):
+def test_a_finished_run_started_again_ends_the_same(workspace, finished):
     before = json.loads((finished / "caption_retrieval.json").read_text())
     (finished / "caption_retrieval.json").unlink()
-    fine_tune(workplace, "--output_dir", finished)
+    fine_tune(workspace, "--output_dir", finished)
     assert json.loads((finished / "caption_retrieval.json").read_text()) == before
     assert not list(finished.glob(".writing-*")) and not list(finished.glob("*.tmp"))
 
 
-def test_another_run_is_refused(workplace, finished):
+def test_another_run_is_refused(workspace, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     with pytest.raises(ValueError, match=r"temperature was 0.05 and is 0.2"):
-        fine_tune(workplace, "--output_dir", finished, "--temperature", "0.2")
+        fine_tune(workspace, "--output_dir", finished, "--temperature", "0.2")
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_another_shape_of_adapters_does_not_load(workplace, finished):
+def test_another_shape_of_adapters_does_not_load(workspace, finished):
     text_model = PixCLIPTextModel(PixCLIPTextConfig(backbone_config=backbone_config("llama"), projection_dim=1))
     text_model.set_backbone_trainable("lora", rank=16, alpha=32, target_modules=["q_proj"])
     encoder = run_text_contrastive.CaptionEncoder(text_model, 0.05)
@@ -346,10 +346,10 @@ def test_another_shape_of_adapters_does_not_load(workplace, finished):
         encoder.load_state_dict(state, strict=False)
 
 
-def test_half_precision_backbone(workplace):
-    folder = workplace / "half"
+def test_half_precision_backbone(workspace):
+    folder = workspace / "half"
     arguments = ("--backbone_dtype", "bfloat16", "--num_train_epochs", "1", "--save_strategy", "epoch")
-    fine_tune(workplace, "--output_dir", folder, *arguments, "--gradient_checkpointing", "true")
+    fine_tune(workspace, "--output_dir", folder, *arguments, "--gradient_checkpointing", "true")
     assert AutoModel.from_pretrained(folder / "backbone").dtype == torch.bfloat16
     adapters = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapters.values()} == {torch.float32}
@@ -366,18 +366,18 @@ def test_half_precision_backbone(workplace):
         (["--train_file", ""], "train_file and output_dir are needed"),
     ],
 )
-def test_wrong_options_say_what_is_wrong(workplace, tmp_path, capsys, arguments, message):
+def test_wrong_options_say_what_is_wrong(workspace, tmp_path, capsys, arguments, message):
     with pytest.raises((SystemExit, ValueError)) as error:
-        fine_tune(workplace, "--output_dir", tmp_path / "run", *arguments)
+        fine_tune(workspace, "--output_dir", tmp_path / "run", *arguments)
     assert message in capsys.readouterr().err + str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_captions_that_cannot_train_are_refused(workplace, tmp_path):
+def test_captions_that_cannot_train_are_refused(workspace, tmp_path):
     (tmp_path / "alone.jsonl").write_text(
         '{"image_id": 1, "captions": ["a", "b"]}\n{"image_id": 2, "captions": ["c"]}'
     )
     with pytest.raises(ValueError, match="has 1 images with two captions or more"):
-        fine_tune(workplace, "--output_dir", tmp_path / "run", "--train_file", tmp_path / "alone.jsonl")
+        fine_tune(workspace, "--output_dir", tmp_path / "run", "--train_file", tmp_path / "alone.jsonl")
     assert not (tmp_path / "run").exists()
 
 
