@@ -11,27 +11,58 @@ from transformers import (
 )
 
 from processing_pixclip import (
+    BadSampleLog,
+    BadSamplesCallback,
     CocoRegionDataset,
     EvaluationRegions,
+    FGCLIPDataset,
     PixCLIPDataCollator,
     PixCLIPImageProcessor,
     PixCLIPProcessor,
     RegionAugmentation,
+    RegionFolderDataset,
     RegionJsonlDataset,
+    RegionStream,
+    SetEpochCallback,
+    SkipBadSamples,
+    StreamResumeCallback,
+    TooManyBadSamplesError,
     describe_region,
     describe_regions,
     get_text_preset,
+    write_region_jsonl,
+    write_region_parquet,
+    write_region_webdataset,
 )
 
+from .checkpoint_integrity import (
+    CheckpointIntegrityCallback,
+    checkpoint_damage,
+    last_complete_checkpoint,
+    read_checkpoint_manifest,
+    write_checkpoint_manifest,
+)
 from .configuration_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConfig
+from .fine_grained_losses import hard_negative_loss, ranking_margin_loss, text_intra_loss
+from .freezing_schedule import FreezingSchedule
+from .gradient_caching import GradientCachingTrainer
 from .losses import caption_contrastive_loss, contrastive_loss, cosine_distance
-from .modeling_pixclip import PixCLIPForPreTraining, PixCLIPModel, PixCLIPOutput, PixCLIPPreTrainedModel
+from .modeling_pixclip import PixCLIPForPreTraining, PixCLIPModel, PixCLIPPreTrainedModel
 from .modeling_text_pixclip import PixCLIPTextModel, PixCLIPTextModelOutput
 from .modeling_vision_pixclip import PixCLIPVisionModel, PixCLIPVisionModelOutput, PixCLIPVisionModelWithProjection
+from .objective_presets import get_objective_preset
+from .outputs_pixclip import PixCLIPOutput, PretrainingEmbeddings
+from .parameter_groups import (
+    describe_parameter_groups,
+    find_group_parameters,
+    get_parameter_groups,
+    optimizer_for_trainer,
+)
 from .position_stretching import stretch_positions
 from .region_pooling import mask_pool, roi_align
 from .text_feature_store import TextFeatureStore
 from .trainer_callbacks import LossTermsCallback
+from .weight_averaging import WeightAveragingCallback, load_weight_averages
 
 
 for _config, _model in (
@@ -54,8 +85,14 @@ PixCLIPImageProcessor.register_for_auto_class()
 PixCLIPProcessor.register_for_auto_class()
 
 __all__ = [
+    "BadSampleLog",
+    "BadSamplesCallback",
+    "CheckpointIntegrityCallback",
     "CocoRegionDataset",
     "EvaluationRegions",
+    "FGCLIPDataset",
+    "FreezingSchedule",
+    "GradientCachingTrainer",
     "LossTermsCallback",
     "PixCLIPConfig",
     "PixCLIPDataCollator",
@@ -72,16 +109,40 @@ __all__ = [
     "PixCLIPVisionModel",
     "PixCLIPVisionModelOutput",
     "PixCLIPVisionModelWithProjection",
+    "PretrainingEmbeddings",
     "RegionAugmentation",
+    "RegionFolderDataset",
     "RegionJsonlDataset",
+    "RegionStream",
+    "SetEpochCallback",
+    "SkipBadSamples",
+    "StreamResumeCallback",
     "TextFeatureStore",
+    "TooManyBadSamplesError",
+    "WeightAveragingCallback",
     "caption_contrastive_loss",
+    "checkpoint_damage",
     "contrastive_loss",
     "cosine_distance",
+    "describe_parameter_groups",
     "describe_region",
     "describe_regions",
+    "find_group_parameters",
+    "get_objective_preset",
+    "get_parameter_groups",
     "get_text_preset",
+    "hard_negative_loss",
+    "last_complete_checkpoint",
+    "load_weight_averages",
     "mask_pool",
+    "optimizer_for_trainer",
+    "ranking_margin_loss",
+    "read_checkpoint_manifest",
     "roi_align",
     "stretch_positions",
+    "text_intra_loss",
+    "write_checkpoint_manifest",
+    "write_region_jsonl",
+    "write_region_parquet",
+    "write_region_webdataset",
 ]

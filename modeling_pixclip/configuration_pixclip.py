@@ -16,6 +16,17 @@ from transformers.models.auto.modeling_auto import (
 )
 
 
+OBJECTIVE_TERMS = (
+    "global",
+    "crop",
+    "local",
+    "caption_long",
+    "caption_short",
+    "region",
+    "hard_negative",
+    "text_intra",
+    "ranking_margin",
+)
 LORA_DEFAULTS = {"rank": 16, "alpha": 32, "dropout": 0.05, "target_modules": None}
 
 
@@ -182,6 +193,11 @@ class PixCLIPTextConfig(PreTrainedConfig):
         padding_free (`"auto"`, `True` or `False`, *optional*, defaults to `"auto"`): Run the texts of a padded batch end
             to end, without the padding. `"auto"` does so where the backbone and its attention can (PixCLIP's own
             `pixclip_varlen`, which takes the place of `sdpa`, and flash attention); `True` refuses others.
+        long_text_projection (`bool`, *optional*, defaults to `False`): A second projection, after the same adapter, for
+            the texts that `long_text_mask` marks (FG-CLIP). [`PixCLIPTextModel.add_long_text_path`] sets it.
+        long_text_positions (`int`, *optional*): Rows of the backbone's learned table of positions, its last ones, that
+            such texts count from. The first `max_position_embeddings - long_text_positions` rows are those of other
+            texts: FG-CLIP has 248 of 77 + 248 = 325.
         initializer_factor (`float`, *optional*, defaults to 1.0): Scale of the projection's initial weights.
 
     Example:
@@ -226,6 +242,8 @@ class PixCLIPTextConfig(PreTrainedConfig):
     backbone_source: dict | None = None
     backbone_in_checkpoint: bool = True
     padding_free: bool | Literal["auto"] = "auto"
+    long_text_projection: bool = False
+    long_text_positions: int | None = None
     initializer_factor: int | float = 1.0
 
     def __post_init__(self, **kwargs):
@@ -247,6 +265,13 @@ class PixCLIPTextConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """Width of the backbone, of its pooled vectors and of the adapter."""
         return self.backbone_text_config.hidden_size
+
+    def max_text_positions(self, long_text: bool) -> int | None:
+        """Most tokens of a text on the long or the short path; `None` if the backbone names no limit."""
+        rows = getattr(self.backbone_text_config, "max_position_embeddings", None)
+        if self.long_text_positions is None:
+            return rows
+        return self.long_text_positions if long_text else rows - self.long_text_positions
 
     @staticmethod
     def check_lora(lora: dict):
@@ -302,6 +327,20 @@ class PixCLIPTextConfig(PreTrainedConfig):
                 f"pooling='eos' needs a backbone_config with an eos_token_id; that of type {model_type!r} has none. Set "
                 "it, or choose another pooling."
             )
+        if self.long_text_positions is not None:
+            if not self.long_text_projection:
+                raise ValueError(
+                    f"long_text_positions ({self.long_text_positions}) are those of the long text path, which needs "
+                    "long_text_projection=True."
+                )
+            rows = getattr(self.backbone_text_config, "max_position_embeddings", None) or 0
+            if not 0 < self.long_text_positions < rows:
+                raise ValueError(
+                    f"long_text_positions is {self.long_text_positions}, but the backbone_config of type {model_type!r} has "
+                    f"{rows} positions (max_position_embeddings) for both paths together. Set max_position_embeddings to "
+                    "the sum of both, or leave long_text_positions out and call add_long_text_path(positions=...) on the "
+                    "text model, which makes the table."
+                )
         if self.projection_type == "adapter" and (self.adapter_layers < 0 or self.adapter_expansion < 1):
             raise ValueError(
                 f"adapter_layers ({self.adapter_layers}) must be >= 0 and adapter_expansion ({self.adapter_expansion}) "
@@ -314,8 +353,10 @@ class PixCLIPConfig(PreTrainedConfig):
     r"""
     Configuration of [`PixCLIPModel`] and [`PixCLIPForPreTraining`]: two towers and the objective.
 
-    The objective is a weighted sum of PixCLIP's three branches (arXiv 2511.04601). What the paper does not state
-    publicly (pooling, teacher, stop-gradient, weights) is a field here, and its default is ours.
+    The objective is a weighted sum of terms: PixCLIP's three branches (arXiv 2511.04601), which the defaults are, and
+    those of FG-CLIP (arXiv 2505.05071) and FG-CLIP 2 (arXiv 2510.10921). [`get_objective_preset`] has the papers'
+    settings. What PixCLIP's paper does not state publicly (pooling, teacher, stop-gradient, weights) is a field here,
+    and its default is ours.
 
     Args:
         vision_config (`dict` or [`PixCLIPVisionConfig`], *optional*): The vision tower.
@@ -324,6 +365,15 @@ class PixCLIPConfig(PreTrainedConfig):
             a tower given as a `dict` without it takes this one.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592): Initial log of the inverse temperature.
         logit_scale_max (`float`, *optional*, defaults to 100.0): Upper bound of the inverse temperature.
+        logit_bias_init_value (`float`, *optional*, defaults to -10.0): Initial bias of the sigmoid loss (SigLIP).
+        loss_type (`"infonce"` or `"sigmoid"`, *optional*, defaults to `"infonce"`): Contrastive loss of the terms
+            `global`, `crop`, `local` against texts, `caption_long`, `caption_short` and `region`; SigLIP's sigmoid loss
+            is FG-CLIP 2's.
+        multi_positive (`bool`, *optional*, defaults to `True`): Count pairs with equal texts as positives of each other.
+            `False` is the papers' plain form, where the same text twice is a negative of itself.
+        gather (`"all_gather"`, `"ring"` or `"local"`, *optional*, defaults to `"all_gather"`): How contrastive losses
+            see the pairs of all processes: gathered, passed round in a ring (less memory), or not at all (FG-CLIP's
+            region terms).
         global_weight (`float`, *optional*, defaults to 1.0): Weight of `global`, InfoNCE between the masked image's
             embedding and the region's text.
         crop_weight (`float`, *optional*, defaults to 1.0): Weight of `crop`, InfoNCE between the embedding of the
@@ -337,6 +387,23 @@ class PixCLIPConfig(PreTrainedConfig):
         local_target (`"crop"` or `"text"`, *optional*, defaults to `"crop"`): Teacher of `local`: the crop's embedding
             by 1 - cosine (CLIPSelf), or the region's text by InfoNCE.
         local_stop_gradient (`bool`, *optional*, defaults to `True`): Keep `local` from training the crop's embedding.
+        caption_long_weight (`float`, *optional*, defaults to 0.0), caption_short_weight (`float`, *optional*, defaults
+            to 0.0): Weights of `caption_long` and `caption_short`, the contrast between whole images and their long and
+            short captions (FG-CLIP).
+        region_weight (`float`, *optional*, defaults to 0.0): Weight of `region`, the contrast between features pooled
+            from the whole image's dense map and the region's text (FG-CLIP).
+        region_pooling (`"roi"` or `"mask"`, *optional*, defaults to `"roi"`): Pool `region` by RoIAlign of the box
+            (FG-CLIP) or under the mask.
+        hard_negative_weight (`float`, *optional*, defaults to 0.0): Weight of `hard_negative`, cross-entropy of a region
+            over its text and its hard negatives (FG-CLIP).
+        hard_negative_features (`"region"` or `"global"`, *optional*, defaults to `"region"`): The region's embedding in
+            `hard_negative` and `ranking_margin`: that of `region` (FG-CLIP), or that of `global`.
+        hard_negative_text (`"object"` or `"region"`, *optional*, defaults to `"object"`): The text that the hard
+            negatives are rewrites of; a region without an object-level text uses its region text.
+        text_intra_weight (`float`, *optional*, defaults to 0.0): Weight of `text_intra`, which pushes near region texts
+            apart (FG-CLIP 2's TIC, there 0.1).
+        ranking_margin_weight (`float`, *optional*, defaults to 0.0): Weight of `ranking_margin`, a hinge between a
+            region's text and its hard negatives with a margin that follows training (FG-CLIP 2's CMR, there 0.4).
 
     Example:
         >>> from modeling_pixclip import PixCLIPConfig
@@ -350,6 +417,7 @@ class PixCLIPConfig(PreTrainedConfig):
         "logits_per_image",
         "logits_per_text",
         "loss_terms",
+        "skipped",
         "text_model_output",
         "vision_model_output",
     ]
@@ -360,6 +428,10 @@ class PixCLIPConfig(PreTrainedConfig):
     projection_dim: int = 512
     logit_scale_init_value: int | float = 2.6592
     logit_scale_max: int | float = 100.0
+    logit_bias_init_value: int | float = -10.0
+    loss_type: Literal["infonce", "sigmoid"] = "infonce"
+    multi_positive: bool = True
+    gather: Literal["all_gather", "ring", "local"] = "all_gather"
     global_weight: int | float = 1.0
     crop_weight: int | float = 1.0
     local_weight: int | float = 1.0
@@ -367,6 +439,15 @@ class PixCLIPConfig(PreTrainedConfig):
     local_pooling: Literal["mask", "roi"] = "mask"
     local_target: Literal["crop", "text"] = "crop"
     local_stop_gradient: bool = True
+    caption_long_weight: int | float = 0.0
+    caption_short_weight: int | float = 0.0
+    region_weight: int | float = 0.0
+    region_pooling: Literal["roi", "mask"] = "roi"
+    hard_negative_weight: int | float = 0.0
+    hard_negative_features: Literal["region", "global"] = "region"
+    hard_negative_text: Literal["object", "region"] = "object"
+    text_intra_weight: int | float = 0.0
+    ranking_margin_weight: int | float = 0.0
 
     def __post_init__(self, **kwargs):
         for name, own_class in self.sub_configs_defaults.items():
@@ -384,10 +465,20 @@ class PixCLIPConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def branch_weights(self) -> dict[str, float]:
-        """Weight of each branch of the objective, those of weight 0 left out."""
-        weights = {"global": self.global_weight, "crop": self.crop_weight, "local": self.local_weight}
+    def term_weights(self) -> dict[str, float]:
+        """Weight of each term of the objective, those of weight 0 left out."""
+        weights = {name: getattr(self, f"{name}_weight") for name in OBJECTIVE_TERMS}
         return {name: weight for name, weight in weights.items() if weight}
+
+    @property
+    def batch_parts(self) -> dict[str, bool]:
+        """What the objective reads of a batch beside images, masks and region texts: options of `PixCLIPDataCollator`."""
+        terms = self.term_weights
+        return {
+            "crops": "crop" in terms or ("local" in terms and self.local_target == "crop"),
+            "captions": "caption_long" in terms or "caption_short" in terms,
+            "hard_negatives": "hard_negative" in terms or "ranking_margin" in terms,
+        }
 
     def validate_architecture(self):
         """Part of `@strict`: checks that fields fit each other."""
@@ -402,12 +493,10 @@ class PixCLIPConfig(PreTrainedConfig):
                 f"logit_scale_init_value ({self.logit_scale_init_value}) must not exceed the logarithm of "
                 f"logit_scale_max ({self.logit_scale_max}), which must be positive."
             )
-        weights = (self.global_weight, self.crop_weight, self.local_weight)
-        if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
-            raise ValueError(
-                "global_weight, crop_weight and local_weight must be finite and >= 0, got "
-                f"{self.global_weight}, {self.crop_weight}, {self.local_weight}."
-            )
+        for name in OBJECTIVE_TERMS:
+            weight = getattr(self, f"{name}_weight")
+            if not math.isfinite(weight) or weight < 0:
+                raise ValueError(f"{name}_weight must be finite and >= 0, got {weight}.")
 
 
 __all__ = ["PixCLIPConfig", "PixCLIPTextConfig", "PixCLIPVisionConfig"]

@@ -35,6 +35,7 @@ class EncodingMixin:
         processor: Any,
         *,
         batch_tokens: int = 8192,
+        long_text: bool = False,
         normalize: bool = True,
         output: Literal["numpy", "tensor"] = "numpy",
         show_progress_bar: bool = False,
@@ -51,6 +52,9 @@ class EncodingMixin:
             processor ([`PixCLIPProcessor`]): Its template and tokenizer make the tokens.
             batch_tokens (`int`, *optional*, defaults to 8192): Most tokens of a batch, padding included; a longer text
                 goes alone. Memory grows with it.
+            long_text (`bool`, *optional*, defaults to `False`): Take the text tower's path for long texts (FG-CLIP: long
+                captions of whole images, up to 248 tokens, whatever the processor's `text_max_length`). Texts are cut at
+                the length of the path that they take. A tower without such a path treats all texts alike.
             normalize (`bool`, *optional*, defaults to `True`): Scale vectors to length 1, so that a dot product is the
                 cosine similarity.
             output (`"numpy"` or `"tensor"`, *optional*, defaults to `"numpy"`): Array, or tensor on the CPU.
@@ -69,6 +73,7 @@ class EncodingMixin:
         _check_output(output)
 
         def run(**inputs):
+            inputs["long_text_mask"] = torch.full_like(inputs["input_ids"][:, 0], long_text, dtype=torch.bool)
             embeds = self.get_text_features(**inputs, return_dict=True).pooler_output.float()
             return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
 
@@ -80,6 +85,7 @@ class EncodingMixin:
                 self.device,
                 self.config.projection_dim,
                 batch_tokens=batch_tokens,
+                max_length=self.text_model.text_max_length(processor, long_text),
                 show_progress_bar=show_progress_bar,
             )
         embeds = embeds[0] if isinstance(texts, str) else embeds
@@ -170,6 +176,7 @@ def encode_texts(
     width: int,
     *,
     batch_tokens: int,
+    max_length: int,
     show_progress_bar: bool,
 ) -> torch.Tensor:
     """
@@ -182,6 +189,7 @@ def encode_texts(
         device (`torch.device`): Where `run` wants them.
         width (`int`): Width of a vector.
         batch_tokens (`int`): Most tokens of a batch, padding included.
+        max_length (`int`): Most tokens of a text, template included.
         show_progress_bar (`bool`): Show a progress bar.
 
     Returns:
@@ -196,7 +204,7 @@ def encode_texts(
     with logging.tqdm(total=total, disable=not show_progress_bar, desc="Texts") as progress:
         while window := list(islice(texts, WINDOW)):
             try:
-                tokens = processor.tokenize_text(window)
+                tokens = processor.tokenize_text(window, max_length)
             except ValueError as error:
                 raise ValueError(_shift_places(str(error), ("text",), done)) from error
             vectors, order = [], []

@@ -5,6 +5,17 @@ import torch
 from torch import nn
 from transformers.utils.generic import maybe_autocast
 
+from .distributed_features import global_mean, global_sum, process_rank, row_counts, world_size
+from .tiled_contrastive_loss import tiled_contrastive_sum
+
+
+LOSS_TYPES = ("infonce", "sigmoid")
+GATHERS = ("all_gather", "ring", "local")
+
+# Pairs up to which logits are held whole. Measured on a CPU at width 512: there whole logits are 1.2 times as fast as
+# tiles, at twice as many pairs 0.9 times (tests/benchmarks/bench_contrastive_loss.py).
+PLAIN_ROWS = 2048
+
 
 def similarity_logits(rows: torch.Tensor, columns: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
     """
@@ -37,7 +48,8 @@ class InverseTemperature(torch.autograd.Function):
     `exp` of a learned logarithm, at most `exp(log_bound)`.
 
     A plain clamp has no gradient above the bound, so a parameter that stepped over it would stay there for ever. Here
-    the gradient that lowers the parameter passes, the one that would raise it further does not.
+    the gradient that lowers the parameter passes, the one that would raise it further does not. In several processes it
+    is the mean of their gradients that decides.
     """
 
     @staticmethod
@@ -45,11 +57,15 @@ class InverseTemperature(torch.autograd.Function):
         scale = log_scale.float().clamp(max=log_bound).exp()
         ctx.save_for_backward(log_scale, scale)
         ctx.log_bound = log_bound
+        # The parameter is the same in all processes, so all or none of them exchange gradients.
+        ctx.exchanges = world_size() > 1 and bool((log_scale > log_bound).any())
         return scale
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
         log_scale, scale = ctx.saved_tensors
+        if ctx.exchanges:
+            gradient = global_sum(gradient) / world_size()
         passes = (log_scale <= ctx.log_bound) | (gradient > 0)
         return (gradient * scale * passes).to(log_scale.dtype), None
 
@@ -59,21 +75,41 @@ def contrastive_loss(
     text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
     text_index: torch.Tensor | None = None,
+    *,
+    loss_type: str = "infonce",
+    logit_bias: torch.Tensor | None = None,
+    gather: str = "all_gather",
 ) -> torch.Tensor:
     """
-    Symmetric InfoNCE between paired embeddings (CLIP, Radford et al. 2021).
+    Contrast of paired embeddings in both directions: InfoNCE (CLIP, Radford et al. 2021) or the pairwise sigmoid loss
+    (SigLIP, Zhai et al. 2023).
 
     Pairs that share a text are positives of each other: with the same text twice, telling the two apart is impossible
-    and calling one a negative is wrong. Without such pairs this is CLIP's loss.
+    and calling one a negative is wrong. In InfoNCE the target of a row is spread evenly over its positives. Without such
+    pairs, or without `text_index`, these are the papers' losses.
+
+    In several processes it is the loss of the joined batch, the same value in each, and the mean of its gradients over
+    processes is the gradient of the joined batch. Processes may have any number of pairs, also none; all must call it.
+    Above 2,048 pairs, and in several processes, logits are made tile by tile and never held whole.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(R, D)`): L2-normalised embeddings of images or regions.
         text_embeds (`torch.Tensor` of shape `(R, D)`): L2-normalised embeddings of their texts.
         logit_scale (`torch.Tensor`, scalar): Inverse temperature.
-        text_index (`torch.Tensor` of shape `(R,)`, *optional*): Equal numbers mark equal texts.
+        text_index (`torch.Tensor` of shape `(R,)`, *optional*): Equal numbers mark equal texts, in all processes.
+        loss_type (`str`, *optional*, defaults to `"infonce"`): Or `"sigmoid"`, the sum over all pairs of an image and a
+            text, divided by the number of images.
+        logit_bias (`torch.Tensor`, scalar, *optional*): Added to the logits of the sigmoid loss, which needs it. InfoNCE
+            has no use for one and ignores it.
+        gather (`str`, *optional*, defaults to `"all_gather"`): Which pairs of other processes are negatives, and how they
+            come. `"all_gather"`: all, each process holds all texts. `"ring"`: all, texts go round, a process never holds
+            more than two blocks of them. `"local"`: none.
 
     Returns:
-        `torch.Tensor`: Scalar, mean over both directions.
+        `torch.Tensor`: Scalar, mean over all rows and over both directions; 0 where there are none.
+
+    Raises:
+        ValueError: If the numbers of rows differ, an option is unknown, or the sigmoid loss has no bias.
 
     Example:
         >>> import torch
@@ -81,14 +117,66 @@ def contrastive_loss(
         >>> embeds = torch.eye(4)
         >>> float(contrastive_loss(embeds, embeds, torch.tensor(100.0)))
         0.0
+        >>> bias = torch.tensor(-5.0)
+        >>> round(float(contrastive_loss(embeds, embeds, torch.tensor(10.0), loss_type="sigmoid", logit_bias=bias)), 4)
+        0.0269
     """
+    rows = len(image_embeds)
+    if len(text_embeds) != rows:
+        raise ValueError(f"{len(text_embeds)} text_embeds for {rows} image_embeds; accepted: one a row, paired.")
+    if text_index is not None and len(text_index) != rows:
+        raise ValueError(f"text_index has {len(text_index)} entries for {rows} pairs; accepted: one a pair.")
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"loss_type is {loss_type!r}; accepted: {', '.join(map(repr, LOSS_TYPES))}.")
+    if gather not in GATHERS:
+        raise ValueError(f"gather is {gather!r}; accepted: {', '.join(map(repr, GATHERS))}.")
+    if loss_type == "sigmoid" and logit_bias is None:
+        raise ValueError("The sigmoid loss needs logit_bias; SigLIP starts with torch.tensor(-10.0).")
+    counts = row_counts(rows, image_embeds.device)
+    alone = gather == "local" or world_size() == 1
+    if alone and rows <= PLAIN_ROWS:
+        part = _plain_sum(image_embeds, text_embeds, logit_scale, text_index, loss_type, logit_bias)
+    else:
+        if text_index is None:
+            start = sum(counts[: process_rank()])
+            text_index = torch.arange(start, start + rows, device=image_embeds.device)
+        part = tiled_contrastive_sum(
+            image_embeds,
+            text_embeds,
+            logit_scale,
+            text_index,
+            [rows] if alone else counts,
+            loss_type=loss_type,
+            logit_bias=logit_bias,
+            gather=gather,
+        )
+    return global_sum(part) / max(1, sum(counts))
+
+
+def _plain_sum(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    text_index: torch.Tensor | None,
+    loss_type: str,
+    logit_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Sum over rows of the loss of one process, with all logits at once."""
     logits = similarity_logits(image_embeds, text_embeds, logit_scale)
+    if loss_type == "sigmoid":
+        logits = logits + logit_bias.to(logits.dtype)
+    if not len(logits):
+        return logits.sum()
     if text_index is None:
         targets = torch.arange(len(logits), device=logits.device)
+        same = torch.eye(len(logits), dtype=torch.bool, device=logits.device) if loss_type == "sigmoid" else None
     else:
-        same = (text_index[:, None] == text_index[None, :]).to(logits.dtype)
-        targets = same / same.sum(-1, keepdim=True)
-    return (nn.functional.cross_entropy(logits, targets) + nn.functional.cross_entropy(logits.T, targets)) / 2
+        same = text_index[:, None] == text_index[None, :]
+        targets = same.to(logits.dtype) / same.sum(-1, keepdim=True)
+    if loss_type == "sigmoid":
+        return -nn.functional.logsigmoid(torch.where(same, logits, -logits)).sum()
+    directions = (nn.functional.cross_entropy(one, targets, reduction="sum") for one in (logits, logits.T))
+    return sum(directions) / 2
 
 
 def caption_contrastive_loss(
@@ -140,14 +228,17 @@ def caption_contrastive_loss(
 
 def cosine_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """
-    Mean of 1 - cosine similarity between paired rows (CLIPSelf, Wu et al. 2024).
+    Mean of 1 - cosine similarity between paired rows (CLIPSelf, Wu et al. 2024), over all processes.
 
     Args:
         student (`torch.Tensor` of shape `(R, D)`): Any norm.
         teacher (`torch.Tensor` of shape `(R, D)`): Any norm.
 
     Returns:
-        `torch.Tensor`: Scalar in 0..2.
+        `torch.Tensor`: Scalar in 0..2; 0 where there are no rows.
+
+    Raises:
+        ValueError: If the numbers of rows differ.
 
     Example:
         >>> import torch
@@ -155,7 +246,9 @@ def cosine_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
         >>> float(cosine_distance(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])))
         0.5
     """
-    return 1 - nn.functional.cosine_similarity(student, teacher, dim=-1).mean()
+    if len(student) != len(teacher):
+        raise ValueError(f"{len(student)} student rows for {len(teacher)} teacher rows; accepted: one each.")
+    return global_mean(1 - nn.functional.cosine_similarity(student, teacher, dim=-1))
 
 
 def check_rows(values: torch.Tensor, name: str, rows: int):

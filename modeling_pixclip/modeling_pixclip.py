@@ -2,7 +2,6 @@
 """PixCLIP (arXiv 2511.04601): image and mask on one side, long text through an LLM on the other, one embedding space."""
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,53 +11,21 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConfig
+from .distributed_features import process_rank
 from .encoding import EncodingMixin
-from .losses import (
-    InverseTemperature,
-    check_rows,
-    contrastive_loss,
-    cosine_distance,
-    pair_index,
-    similarity_logits,
-)
+from .losses import InverseTemperature, contrastive_loss, pair_index, similarity_logits
 from .modeling_text_pixclip import PixCLIPTextModel, PixCLIPTextModelOutput
 from .modeling_vision_pixclip import PixCLIPVisionModel, PixCLIPVisionModelOutput, initial_stds
+from .outputs_pixclip import PixCLIPOutput
 from .parent_checkpoints import check_fields, fill_vision_tower, load_backbone, load_vision_parent
+from .pretraining_objective import PretrainingObjective
 from .region_pooling import mask_pool, roi_align
 from .text_backbone_reference import TextBackboneCheckpoints
-
-
-@dataclass
-class PixCLIPOutput(ModelOutput):
-    """
-    Output of [`PixCLIPModel`] and [`PixCLIPForPreTraining`]. R image rows (regions, or whole images), T text rows.
-
-    Args:
-        loss (`torch.Tensor`, scalar, *optional*): The contrastive loss, or the sum of the objective's branches.
-        logits_per_image (`torch.Tensor` of shape `(R, T)`): Cosine similarities times the inverse temperature.
-        logits_per_text (`torch.Tensor` of shape `(T, R)`): Its transpose.
-        text_embeds (`torch.Tensor` of shape `(T, projection_dim)`): L2-normalised text embeddings.
-        image_embeds (`torch.Tensor` of shape `(R, projection_dim)`): L2-normalised image embeddings.
-        text_model_output ([`PixCLIPTextModelOutput`]): Output of the text tower.
-        vision_model_output ([`PixCLIPVisionModelOutput`]): Output of the vision tower.
-        loss_terms (`dict[str, torch.Tensor]`, *optional*): Value of each branch before its weight, detached.
-    """
-
-    loss: torch.Tensor | None = None
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    text_model_output: PixCLIPTextModelOutput | None = None
-    vision_model_output: PixCLIPVisionModelOutput | None = None
-    loss_terms: dict[str, torch.Tensor] | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+from .text_paths import split_long_text_path
 
 
 class PixCLIPPreTrainedModel(TextBackboneCheckpoints, PreTrainedModel):
@@ -87,6 +54,8 @@ class PixCLIPPreTrainedModel(TextBackboneCheckpoints, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, PixCLIPModel):
             init.constant_(module.logit_scale, module.config.logit_scale_init_value)
+            if isinstance(module, PretrainingObjective):
+                module.init_objective_parameters()
         elif hasattr(module, "init_std"):
             init.normal_(module.weight, std=module.init_std)
 
@@ -94,7 +63,14 @@ class PixCLIPPreTrainedModel(TextBackboneCheckpoints, PreTrainedModel):
         if self.is_remote_code():
             # A class registers for one Auto class only; without these the others cannot load the folder remotely.
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **REMOTE_CODE_MODELS}
-        super().save_pretrained(save_directory, *args, **kwargs)
+        own_class = type(self)
+        if own_class.__name__.startswith("FSDP"):
+            # FSDP2 puts a class of its own around this one, whose code would be saved in place of this one's.
+            self.__class__ = own_class.__bases__[-1]
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.__class__ = own_class
 
 
 class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
@@ -131,13 +107,15 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
             vision_config.hidden_size, config.projection_dim, bias=vision_config.projection_bias
         )
         self.visual_projection.init_std = initial_stds(vision_config)[0]
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        # One entry and not a scalar, which FSDP2 does not shard.
+        self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
         self.post_init()
         # What a tower alone passes over is this model's, and has to be reported.
         self._keys_to_ignore_on_load_unexpected -= {
             *PixCLIPVisionModel._keys_to_ignore_on_load_unexpected,
             *PixCLIPTextModel._keys_to_ignore_on_load_unexpected,
         }
+        self._keys_to_ignore_on_load_unexpected |= {*OBJECTIVE_PARAMETERS}
 
     @classmethod
     def from_vision_text_pretrained(
@@ -203,9 +181,10 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
         else:
             vision_config, vision_state = load_vision_parent(vision, vision_kwargs or {})
         projection_dim = vision_config.projection_dim
+        text_fields, long_text_path = split_long_text_path(text_kwargs or {})
         text_config = PixCLIPTextConfig(
             backbone_config=AutoConfig.from_pretrained(text),
-            **{"projection_dim": projection_dim, **(text_kwargs or {})},
+            **{"projection_dim": projection_dim, **text_fields},
         )
         config = PixCLIPConfig(
             vision_config=vision_config, text_config=text_config, projection_dim=projection_dim, **config_kwargs
@@ -214,6 +193,8 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
         backbone = load_backbone(text, text_config, dtype, backbone_dtype)
         model = cls._from_config(config, dtype=dtype or torch.float32, backbone=backbone).eval()
         model.text_model.check_bidirectional()
+        if long_text_path:
+            model.text_model.add_long_text_path(**long_text_path)
         if vision_state is not None:
             fill_vision_tower(model, vision_state, vision)
         return model
@@ -246,7 +227,7 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
         return self.text_model.resize_token_embeddings(*args, **kwargs)
 
     def _inverse_temperature(self) -> torch.Tensor:
-        return InverseTemperature.apply(self.logit_scale, math.log(self.config.logit_scale_max))
+        return InverseTemperature.apply(self.logit_scale, math.log(self.config.logit_scale_max)).squeeze()
 
     def _soft_masks(self, mask_values: torch.Tensor) -> torch.Tensor:
         """Masks in 0..1 from normalised ones."""
@@ -279,6 +260,7 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         pooling_mask: torch.Tensor | None = None,
         backbone_embeds: torch.Tensor | None = None,
+        long_text_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PixCLIPTextModelOutput:
         """
@@ -292,6 +274,7 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
             attention_mask=attention_mask,
             pooling_mask=pooling_mask,
             backbone_embeds=backbone_embeds,
+            long_text_mask=long_text_mask,
             return_dict=True,
             **kwargs,
         )
@@ -414,6 +397,7 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
         region_image_index: torch.Tensor | None = None,
         region_boxes: torch.Tensor | None = None,
         region_text_index: torch.Tensor | None = None,
+        long_text_mask: torch.Tensor | None = None,
         backbone_embeds: torch.Tensor | None = None,
         return_loss: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -430,6 +414,8 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
                 passed whole; used by [`~PixCLIPModel.get_region_features`].
             region_text_index (`torch.Tensor` of shape `(R,)`, *optional*): With `return_loss`, the text of each image
                 row; without it row i belongs to text i.
+            long_text_mask (`torch.BoolTensor` of shape `(T,)`, *optional*): Which texts take the long path of a text
+                tower that has one, see [`PixCLIPTextModel.add_long_text_path`].
             backbone_embeds (`torch.Tensor` of shape `(T, backbone width)`, *optional*): In place of `input_ids`.
             return_loss (`bool`, *optional*): Return the symmetric contrastive loss.
             **kwargs: Those of every Transformers model, such as `output_hidden_states`. Further inputs of
@@ -449,7 +435,7 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
             pixel_values, mask_values, region_image_index, return_dict=True, **kwargs
         )
         text_outputs = self.get_text_features(
-            input_ids, attention_mask, pooling_mask, backbone_embeds, return_dict=True, **kwargs
+            input_ids, attention_mask, pooling_mask, backbone_embeds, long_text_mask, return_dict=True, **kwargs
         )
         image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
         text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
@@ -458,7 +444,8 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
         loss = None
         if return_loss:
             text_index = pair_index(region_text_index, len(image_embeds), len(text_embeds), image_embeds.device)
-            loss = contrastive_loss(image_embeds, text_embeds[text_index], scale, text_index)
+            # Other processes number their texts from 0 too.
+            loss = contrastive_loss(image_embeds, text_embeds[text_index], scale, text_index + (process_rank() << 32))
         return PixCLIPOutput(
             loss=loss,
             logits_per_image=logits_per_text.T,
@@ -470,7 +457,7 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
         )
 
 
-class PixCLIPForPreTraining(PixCLIPModel):
+class PixCLIPForPreTraining(PretrainingObjective, PixCLIPModel):
     """
     PixCLIP with its training objective: the branches `global`, `crop` and `local` (arXiv 2511.04601, section 3).
 
@@ -503,127 +490,23 @@ class PixCLIPForPreTraining(PixCLIPModel):
         ['crop', 'global', 'local']
     """
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pooling_mask: torch.Tensor | None = None,
-        mask_values: torch.Tensor | None = None,
-        region_image_index: torch.Tensor | None = None,
-        region_boxes: torch.Tensor | None = None,
-        region_text_index: torch.Tensor | None = None,
-        object_text_index: torch.Tensor | None = None,
-        crop_pixel_values: torch.Tensor | None = None,
-        crop_mask_values: torch.Tensor | None = None,
-        backbone_embeds: torch.Tensor | None = None,
-        return_loss: bool = True,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> PixCLIPOutput:
-        r"""
-        Args:
-            input_ids, pixel_values, attention_mask, pooling_mask, mask_values, region_image_index, region_text_index,
-                backbone_embeds: As in [`PixCLIPModel.forward`].
-            region_boxes (`torch.Tensor` of shape `(R, 4)`, *optional*): xyxy in 0..1, for `local_pooling="roi"`.
-            object_text_index (`torch.Tensor` of shape `(R,)`, *optional*): Row of each region's object-level text;
-                defaults to `region_text_index`.
-            crop_pixel_values (`torch.Tensor` of shape `(R, 3, h, w)`, *optional*): Context crop of each region.
-            crop_mask_values (`torch.Tensor` of shape `(R, 1, h, w)`, *optional*): The region's mask in its crop.
-            return_loss (`bool`, *optional*, defaults to `True`): Compute the objective; `False` does what
-                [`PixCLIPModel.forward`] does.
-
-        Returns:
-            [`PixCLIPOutput`]: With the objective, `text_embeds` are those of the regions' own texts, so rows of
-            `image_embeds` and `text_embeds`, both `(R, projection_dim)`, are pairs.
-
-        Raises:
-            ValueError: If no branch of the objective finds its inputs, or regions and texts cannot be paired.
-        """
-        if pixel_values is None:
-            raise ValueError("pixel_values are missing; PixCLIPForPreTraining takes the batch of PixCLIPDataCollator.")
-        if not return_loss:
-            return super().forward(
-                input_ids=input_ids,
-                pixel_values=pixel_values,
-                attention_mask=attention_mask,
-                pooling_mask=pooling_mask,
-                mask_values=mask_values,
-                region_image_index=region_image_index,
-                backbone_embeds=backbone_embeds,
-                return_dict=True,
-                **kwargs,
-            )
-        weights = self.config.branch_weights
-        vision_outputs = self.get_image_features(
-            pixel_values, mask_values, region_image_index, return_dense="local" in weights, return_dict=True, **kwargs
-        )
-        text_outputs = self.get_text_features(
-            input_ids, attention_mask, pooling_mask, backbone_embeds, return_dict=True, **kwargs
-        )
-        image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
-        all_text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
-        text_index = pair_index(region_text_index, len(image_embeds), len(all_text_embeds), image_embeds.device)
-        text_embeds = all_text_embeds[text_index]
-        scale = self._inverse_temperature()
-
-        crop_embeds = None
-        needs_teacher = "local" in weights and self.config.local_target == "crop"
-        if crop_pixel_values is not None and ("crop" in weights or needs_teacher):
-            check_rows(crop_pixel_values, "crops", len(image_embeds))
-            taught = "crop" in weights or not self.config.local_stop_gradient
-            with torch.set_grad_enabled(taught and torch.is_grad_enabled()):
-                crops = self.get_image_features(crop_pixel_values, crop_mask_values, return_dict=True, **kwargs)
-            crop_embeds = nn.functional.normalize(crops.pooler_output, dim=-1)
-
-        terms = {}
-        if "global" in weights:
-            terms["global"] = contrastive_loss(image_embeds, text_embeds, scale, text_index)
-        if "crop" in weights and crop_embeds is not None:
-            use_object = self.config.crop_text == "object" and object_text_index is not None
-            crop_index = text_index
-            if use_object:
-                crop_index = pair_index(
-                    object_text_index, len(crop_embeds), len(all_text_embeds), crop_embeds.device, "object_text_index"
-                )
-            terms["crop"] = contrastive_loss(crop_embeds, all_text_embeds[crop_index], scale, crop_index)
-        regions = {"mask": mask_values, "roi": region_boxes}[self.config.local_pooling]
-        if "local" in weights and regions is not None:
-            check_rows(regions, "mask_values" if regions is mask_values else "region_boxes", len(image_embeds))
-            rows = torch.arange(len(regions), device=image_embeds.device)
-            pooled = self._pool_dense(
-                vision_outputs.dense_state,
-                pixel_values.shape[-2:],
-                self.config.local_pooling,
-                mask_values,
-                region_boxes,
-                rows,
-            )
-            if self.config.local_target == "text":
-                pooled = nn.functional.normalize(pooled, dim=-1)
-                terms["local"] = contrastive_loss(pooled, text_embeds, scale, text_index)
-            elif crop_embeds is not None:
-                teacher = crop_embeds.detach() if self.config.local_stop_gradient else crop_embeds
-                terms["local"] = cosine_distance(pooled, teacher)
-        if not terms:
-            raise ValueError(
-                f"No branch of the objective found its inputs: weights are {weights}, the batch has no crops and no "
-                "regions. Use PixCLIPDataCollator(crops=True), or give `global` a weight."
-            )
-        logits_per_text = similarity_logits(text_embeds, image_embeds, scale)
-        return PixCLIPOutput(
-            loss=sum(weights[name] * term for name, term in terms.items()),
-            logits_per_image=logits_per_text.T,
-            logits_per_text=logits_per_text,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_model_output=text_outputs,
-            vision_model_output=vision_outputs,
-            loss_terms={name: term.detach() for name, term in terms.items()},
-        )
+    def __init__(self, config: PixCLIPConfig, backbone: PreTrainedModel | None = None):
+        super().__init__(config, backbone)
+        self.add_objective_parameters()
 
 
-PRETRAINING_INPUTS = ("object_text_index", "crop_pixel_values", "crop_mask_values")
+PRETRAINING_INPUTS = (
+    "object_text_index",
+    "crop_pixel_values",
+    "crop_mask_values",
+    "long_caption_index",
+    "short_caption_index",
+    "hard_negative_text_index",
+    "hard_negative_region_index",
+    "text_ids",
+)
+# What the objective has of its own; a model without it passes it over.
+OBJECTIVE_PARAMETERS = [r"^logit_scale_(region|hard_negative)$", r"^logit_bias$", r"^ranking_margin$"]
 
 REMOTE_CODE_MODELS = {
     "AutoModel": "modeling_pixclip.PixCLIPModel",
@@ -631,4 +514,4 @@ REMOTE_CODE_MODELS = {
     "AutoModelForZeroShotImageClassification": "modeling_pixclip.PixCLIPModel",
 }
 
-__all__ = ["PixCLIPForPreTraining", "PixCLIPModel", "PixCLIPOutput", "PixCLIPPreTrainedModel"]
+__all__ = ["PixCLIPForPreTraining", "PixCLIPModel", "PixCLIPPreTrainedModel"]

@@ -24,6 +24,7 @@ from .position_stretching import find_position_table, resize_position_table
 from .text_attention import VARLEN_ATTENTION, NotPackableError, PackedTexts, find_first_position, takes_packed_texts
 from .text_backbone_reference import TextBackboneCheckpoints
 from .text_backbone_training import TextBackboneTraining, add_lora
+from .text_paths import TextPaths, in_several_processes, split_long_text_path
 
 
 logger = logging.get_logger(__name__)
@@ -36,7 +37,8 @@ class PixCLIPTextModelOutput(BaseModelOutputWithPooling):
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(T, L, backbone width)`, *optional*, absent when `backbone_embeds`
-            were given): Final states of the backbone; zero at padding where texts were packed.
+            were given, or texts of both paths for a padded backbone): Final states of the backbone; zero at padding
+            where texts were packed.
         pooler_output (`torch.Tensor` of shape `(T, projection_dim)`): Projected embeddings, not normalised.
         backbone_embeds (`torch.Tensor` of shape `(T, backbone width)`, float32): Pooled states before normalisation and
             projection, what a cache of text vectors holds.
@@ -75,7 +77,7 @@ class PixCLIPTextAdapter(nn.Module):
         return self.layer_norm(embeds)
 
 
-class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrainedModel):
+class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints, PreTrainedModel):
     """
     PixCLIP's text tower. The backbone may be any decoder or encoder of Transformers.
 
@@ -103,7 +105,12 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^vision_model\.",
+        r"^visual_projection\.",
+        r"^logit_(scale|bias)",
+        r"^ranking_margin$",
+    ]
 
     def __init__(self, config: PixCLIPTextConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
@@ -124,6 +131,9 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         self.adapter = PixCLIPTextAdapter(config) if config.projection_type == "adapter" else nn.Identity()
         self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
         self.projection.init_std = config.hidden_size**-0.5 * config.initializer_factor
+        if config.long_text_projection:
+            self.long_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
+            self.long_projection.init_std = self.projection.init_std
         self.post_init()
         # Last: new weights of a layer would take the place of an adapter's zeros.
         if config.backbone_lora is not None:
@@ -168,10 +178,13 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
             cls.__name__,
             own=("backbone_config", "backbone_dtype", "backbone_source"),
         )
+        config_kwargs, long_text_path = split_long_text_path(config_kwargs)
         config = PixCLIPTextConfig(backbone_config=AutoConfig.from_pretrained(text), **config_kwargs)
         backbone = load_backbone(text, config, dtype, backbone_dtype)
         model = cls._from_config(config, dtype=dtype or torch.float32, backbone=backbone).eval()
         model.check_bidirectional()
+        if long_text_path:
+            model.add_long_text_path(**long_text_path)
         return model
 
     @property
@@ -207,7 +220,8 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
             keep (`int`, *optional*, defaults to 20): First positions that stay as they are.
 
         Raises:
-            ValueError: If the backbone has no such table (RoPE), or a number does not fit it.
+            ValueError: If the backbone has no such table (RoPE), it holds that of a long text path too, or a number does
+                not fit it.
 
         Example:
             >>> from transformers import CLIPTextConfig
@@ -218,6 +232,11 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
             >>> model.get_position_embeddings()
             Embedding(248, 32)
         """
+        if self.config.long_text_positions is not None:
+            raise ValueError(
+                "the backbone's table holds the positions of the short and of the long text path. Resize it before "
+                "add_long_text_path."
+            )
         resize_position_table(self.backbone, new_num_position_embeddings, keep)
         self._backbone_changed("its table of positions was resized")
         self._first_positions.clear()
@@ -282,7 +301,13 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
 
     def encode_backbone(
-        self, texts: Iterable[str], processor: Any, *, batch_tokens: int = 8192, show_progress_bar: bool = False
+        self,
+        texts: Iterable[str],
+        processor: Any,
+        *,
+        batch_tokens: int = 8192,
+        long_text: bool = False,
+        show_progress_bar: bool = False,
     ) -> torch.Tensor:
         """
         Pooled vectors of the backbone, for many texts, in batches of like lengths.
@@ -291,6 +316,8 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
             texts (`Iterable[str]`): T texts.
             processor ([`PixCLIPProcessor`]): Its template and tokenizer make the tokens.
             batch_tokens (`int`, *optional*, defaults to 8192): Most tokens of a batch, padding included.
+            long_text (`bool`, *optional*, defaults to `False`): Take the positions of the long text path, where it has
+                its own. Texts are cut at the length of the path that they take.
             show_progress_bar (`bool`, *optional*, defaults to `False`): Show a progress bar.
 
         Returns:
@@ -302,8 +329,8 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         """
 
         def run(input_ids, attention_mask, pooling_mask):
-            self._check_length(input_ids.shape[1])
-            return self._backbone_embeds(input_ids, attention_mask, pooling_mask)[0]
+            long_text_mask = torch.full_like(input_ids[:, 0], long_text, dtype=torch.bool)
+            return self._backbone_embeds(input_ids, attention_mask, pooling_mask, long_text_mask)[0]
 
         with evaluating(self):
             return encode_texts(
@@ -313,19 +340,12 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
                 self.backbone.device,
                 self.config.hidden_size,
                 batch_tokens=batch_tokens,
+                max_length=self.text_max_length(processor, long_text),
                 show_progress_bar=show_progress_bar,
             )
 
-    def _check_length(self, length: int):
-        limit = getattr(self.config.backbone_text_config, "max_position_embeddings", None)
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"texts are {length} tokens long, the backbone ({self.config.backbone_config.model_type}) takes at most "
-                f"{limit}. Lower the processor's text_max_length."
-            )
-
     @torch.compiler.disable
-    def _pack(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> PackedTexts | None:
+    def _pack(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, full: bool) -> PackedTexts | None:
         """The texts without padding, or `None` if they are to be run as they are."""
         self._prefer_varlen_attention()
         first_position = self._try_packing()
@@ -339,7 +359,7 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
                 f"({self.config.backbone_config.model_type}): {refusal}. padding_free='auto' in the text config packs "
                 "texts where that can be done."
             )
-        if refusal is not None or bool(mask.all()):
+        if refusal is not None or (bool(mask.all()) and not full):
             return None
         return PackedTexts.from_padded(input_ids, attention_mask, first_position)
 
@@ -372,10 +392,33 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         return self._first_positions[key]
 
     def _backbone_embeds(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pooling_mask: torch.Tensor, **kwargs
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pooling_mask: torch.Tensor,
+        long_text_mask: torch.Tensor | None,
+        **kwargs,
     ):
         """Pooled vectors (T, W), the backbone's output, and how its texts are packed, if they are."""
-        packed = self._pack(input_ids, attention_mask) if self.config.padding_free else None
+        if self.config.long_text_positions is None:
+            long_text_mask = None
+        elif long_text_mask is None and in_several_processes():
+            # Another process may have long texts in its batch: all have to run the backbone equally often (FSDP).
+            long_text_mask = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
+        if not len(input_ids) and long_text_mask is None:
+            # Backbones refuse to run on no text, but each process has to run them, and to use each weight (DDP, FSDP).
+            token = input_ids.new_zeros(1, 1)
+            outputs = self._run_backbone(input_ids=token, attention_mask=torch.ones_like(token))
+            outputs.last_hidden_state = outputs.last_hidden_state[:0]
+            return outputs.last_hidden_state[:, 0].float(), outputs, None
+        packed = None
+        if self.config.padding_free and len(input_ids):
+            # With two paths also a batch without padding: packed they take one run, padded two.
+            packed = self._pack(input_ids, attention_mask, full=long_text_mask is not None)
+        if packed is None and long_text_mask is not None:
+            return *self._run_paths(input_ids, attention_mask, pooling_mask, long_text_mask, **kwargs), None
+        if long_text_mask is None:
+            self._check_length(input_ids.shape[1])
         if packed is None:
             outputs = self._run_backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             return self._pool(outputs.last_hidden_state, input_ids, pooling_mask, None), outputs, None
@@ -383,7 +426,10 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
             if name in kwargs:
                 kwargs[name] = packed.pack(kwargs[name])
         inputs = packed.model_inputs(self.config.backbone_text_config._attn_implementation)
-        outputs = self._run_backbone(**{**inputs, **kwargs})
+        inputs.update(kwargs)
+        if long_text_mask is not None:
+            inputs["position_ids"] = self._path_positions(packed, inputs["position_ids"], long_text_mask)
+        outputs = self._run_backbone(**inputs)
         return self._pool(outputs.last_hidden_state[0], input_ids, pooling_mask, packed), outputs, packed
 
     def _pool(
@@ -436,6 +482,7 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         attention_mask: torch.Tensor | None = None,
         pooling_mask: torch.Tensor | None = None,
         backbone_embeds: torch.Tensor | None = None,
+        long_text_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PixCLIPTextModelOutput:
         r"""
@@ -446,18 +493,22 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
                 `attention_mask`; defaults to all of them.
             backbone_embeds (`torch.Tensor` of shape `(T, backbone width)`, *optional*): Pooled vectors of an earlier
                 run, in place of the tokens.
+            long_text_mask (`torch.BoolTensor` of shape `(T,)`, *optional*): Which texts take the long path, see
+                [`PixCLIPTextModel.add_long_text_path`]; none by default. Of vectors it chooses the projection. A tower
+                without a long path treats all texts alike.
 
         Raises:
             ValueError: If not exactly one of `input_ids` and `backbone_embeds` is given, a text is longer than the
-                backbone takes, a row pools nothing, or vectors have another width than the backbone.
+                backbone or its path takes, a row pools nothing, vectors have another width than the backbone, or
+                `long_text_mask` has another number of texts or is not boolean.
             TypeError: If there is an unknown keyword.
         """
         check_forward_kwargs(kwargs)
         if (input_ids is None) == (backbone_embeds is None):
             raise ValueError("Pass exactly one of input_ids and backbone_embeds.")
+        self._check_long_text_mask(long_text_mask, len(input_ids if backbone_embeds is None else backbone_embeds))
         outputs = None
         if backbone_embeds is None:
-            self._check_length(input_ids.shape[1])
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
             # Tokens of padding are never pooled.
@@ -468,7 +519,7 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
             trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
             with nullcontext() if trains else torch.no_grad():
                 backbone_embeds, outputs, packed = self._backbone_embeds(
-                    input_ids, attention_mask, pooling_mask, **kwargs
+                    input_ids, attention_mask, pooling_mask, long_text_mask, **kwargs
                 )
                 if packed is not None:
                     outputs.last_hidden_state = packed.unpack(outputs.last_hidden_state)
@@ -483,8 +534,8 @@ class PixCLIPTextModel(TextBackboneTraining, TextBackboneCheckpoints, PreTrained
         if self.config.normalize_pooled:
             embeds = nn.functional.normalize(embeds, dim=-1)
         return PixCLIPTextModelOutput(
-            last_hidden_state=None if outputs is None else outputs.last_hidden_state,
-            pooler_output=self.projection(self.adapter(embeds)),
+            last_hidden_state=getattr(outputs, "last_hidden_state", None),
+            pooler_output=self._project(embeds, long_text_mask),
             backbone_embeds=backbone_embeds,
             # Recurrent backbones have no attentions.
             hidden_states=getattr(outputs, "hidden_states", None),

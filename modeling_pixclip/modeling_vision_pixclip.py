@@ -274,13 +274,13 @@ class PixCLIPVisionEncoderLayer(GradientCheckpointingLayer):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
-        self, hidden_states: torch.Tensor, rotary=None, return_value_path: bool = False, **kwargs
+        self, hidden_states: torch.Tensor, rotary=None, value_path_rows: int | None = None, **kwargs
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         attended, _ = self.self_attn(self.layer_norm1(hidden_states), rotary=rotary, **kwargs)
         states = hidden_states + attended
         states = states + self.mlp(self.layer_norm2(states))
         # In here, because sharded parameters are whole, and gradients checkpointed, only inside a layer's forward.
-        return (states, self._value_path(hidden_states)) if return_value_path else states
+        return states if value_path_rows is None else (states, self._value_path(hidden_states[:value_path_rows]))
 
     def _value_path(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The block with attention replaced by its value and output projections (CLIPSelf, FG-CLIP)."""
@@ -297,15 +297,15 @@ class PixCLIPVisionEncoder(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(
-        self, hidden_states: torch.Tensor, rotary=None, return_dense: bool = False, **kwargs
+        self, hidden_states: torch.Tensor, rotary=None, dense_rows: int | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, rotary=rotary, **kwargs)
-        if return_dense and self.config.dense_features == "value":
-            states, dense_state = self.layers[-1](hidden_states, rotary=rotary, return_value_path=True, **kwargs)
+        if dense_rows is not None and self.config.dense_features == "value":
+            states, dense_state = self.layers[-1](hidden_states, rotary=rotary, value_path_rows=dense_rows, **kwargs)
             return states, dense_state[:, 1:]
         states = self.layers[-1](hidden_states, rotary=rotary, **kwargs)
-        return states, states[:, 1:] if return_dense else None
+        return states, None if dense_rows is None else states[:dense_rows, 1:]
 
 
 class PixCLIPVisionPreTrainedModel(PreTrainedModel):
@@ -321,7 +321,7 @@ class PixCLIPVisionPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": PixCLIPVisionEncoderLayer, "attentions": PixCLIPVisionAttention}
     _input_embed_layer = "patch_embedding"
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_scale$", r"^visual_projection\."]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_(scale|bias)", r"^ranking_margin$", r"^visual_projection\."]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -365,6 +365,7 @@ class PixCLIPVisionModel(PixCLIPVisionPreTrainedModel):
         mask_values: torch.Tensor | None = None,
         region_image_index: torch.Tensor | None = None,
         return_dense: bool = False,
+        num_dense_rows: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PixCLIPVisionModelOutput:
         r"""
@@ -375,6 +376,7 @@ class PixCLIPVisionModel(PixCLIPVisionPreTrainedModel):
             region_image_index (`torch.Tensor` of shape `(R,)`, *optional*): The image of each mask; without it there is
                 one mask an image.
             return_dense (`bool`, *optional*, defaults to `False`): Also return the dense map.
+            num_dense_rows (`int`, *optional*): With `return_dense`, the dense maps of the first so many rows only.
 
         Raises:
             ValueError: If sizes are not multiples of the patch, or masks, images and index do not fit.
@@ -386,9 +388,8 @@ class PixCLIPVisionModel(PixCLIPVisionPreTrainedModel):
         if self.config.pre_layer_norm:
             hidden_states = self.pre_layrnorm(hidden_states)
         rotary = rotary_tables(self.config, rows, columns, hidden_states) if self.config.use_rope else None
-        last_hidden_state, dense_state = self.encoder(
-            hidden_states, rotary=rotary, return_dense=return_dense, **kwargs
-        )
+        dense_rows = (len(hidden_states) if num_dense_rows is None else num_dense_rows) if return_dense else None
+        last_hidden_state, dense_state = self.encoder(hidden_states, rotary=rotary, dense_rows=dense_rows, **kwargs)
         return PixCLIPVisionModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=self.post_layernorm(last_hidden_state[:, 0]),
@@ -413,7 +414,7 @@ class PixCLIPVisionModelWithProjection(PixCLIPVisionPreTrainedModel):
         torch.Size([1, 16])
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_scale$"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_(scale|bias)", r"^ranking_margin$"]
 
     def __init__(self, config: PixCLIPVisionConfig):
         super().__init__(config)

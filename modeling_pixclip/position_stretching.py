@@ -78,18 +78,30 @@ def find_position_table(backbone: PreTrainedModel) -> tuple[nn.Module, str]:
 def resize_position_table(backbone: PreTrainedModel, length: int, keep: int):
     """Replaces the table of a backbone by a longer one, with all that depends on its length."""
     parent, name = find_position_table(backbone)
+    _replace_position_table(backbone, stretch_positions(getattr(parent, name).weight, length, keep))
+
+
+@torch.no_grad()
+def append_position_table(backbone: PreTrainedModel, length: int, keep: int):
+    """Puts a longer table of `length` rows behind that of a backbone, which keeps its own rows before it."""
+    parent, name = find_position_table(backbone)
+    table = getattr(parent, name).weight
+    _replace_position_table(backbone, torch.cat([table, stretch_positions(table, length, keep)]))
+
+
+def _replace_position_table(backbone: PreTrainedModel, rows: torch.Tensor):
+    parent, name = find_position_table(backbone)
     old = getattr(parent, name)
-    stretched = stretch_positions(old.weight, length, keep)
-    table = nn.Embedding(*stretched.shape, device=stretched.device, dtype=stretched.dtype)
-    table.weight.copy_(stretched)
+    table = nn.Embedding(*rows.shape, device=rows.device, dtype=rows.dtype)
+    table.weight.copy_(rows)
     table.weight.requires_grad_(old.weight.requires_grad)
     setattr(parent, name, table.train(old.training))
     for buffer_name, buffer in list(parent.named_buffers(recurse=False)):
         if buffer.shape == (1, old.num_embeddings):
             # Positions count on; token types of BERT's kin are all zero.
-            longer = torch.arange(length) if buffer_name == "position_ids" else torch.zeros(length)
+            longer = torch.arange(len(rows)) if buffer_name == "position_ids" else torch.zeros(len(rows))
             setattr(parent, buffer_name, longer.to(buffer)[None])
-    backbone.config.get_text_config().max_position_embeddings = length
+    backbone.config.get_text_config().max_position_embeddings = len(rows)
 
 
-__all__ = ["find_position_table", "resize_position_table", "stretch_positions"]
+__all__ = ["append_position_table", "find_position_table", "resize_position_table", "stretch_positions"]

@@ -59,7 +59,8 @@ def roi_align(
     if not aligned:
         x1, y1 = torch.maximum(x1, x0 + 1), torch.maximum(y1, y0 + 1)
     if not len(boxes):
-        return features.new_zeros(0, features.shape[1], rows, columns)
+        # With a graph: in several processes all take part in the backward pass, also one without boxes.
+        return features[box_image_index].sum((2, 3))[:, :, None, None].expand(-1, -1, rows, columns)
     weights_y = _axis_weights(y0, y1, rows, height, sampling_ratio).to(features.dtype)
     weights_x = _axis_weights(x0, x1, columns, width, sampling_ratio).to(features.dtype)
     return torch.einsum("rph,rchw,rqw->rcpq", weights_y, features[box_image_index], weights_x)

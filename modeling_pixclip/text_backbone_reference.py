@@ -350,7 +350,8 @@ class TextBackboneCheckpoints:
         """
         config = self._text_config
         tower = getattr(self, "text_model", self)
-        if config.backbone_source is not None and "changed" not in config.backbone_source and tower.weights_changed():
+        known = config.backbone_source is not None and "changed" not in config.backbone_source
+        if known and tower.weights_changed(kwargs.get("state_dict")):
             tower._backbone_changed("its weights were changed")
         before = (config.backbone_in_checkpoint, config.backbone_dtype, config.backbone_source)
         name = config.backbone_config.name_or_path

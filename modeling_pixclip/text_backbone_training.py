@@ -1,7 +1,8 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """How much of the text backbone trains: nothing, LoRA adapters (PEFT) on its linear layers, or all of it."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -124,9 +125,9 @@ def merge_lora(backbone: PreTrainedModel):
     del backbone.peft_config
 
 
-def _weight_samples(backbone: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+def _weight_samples(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """First and some other numbers of each weight, beside which its size stands, by its name without adapters."""
-    for name, parameter in backbone.named_parameters():
+    for name, parameter in weights:
         if not (is_adapter(name) or parameter.is_meta) and parameter.is_floating_point():
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, len(flat) // 64)]
@@ -223,7 +224,9 @@ class TextBackboneTraining:
         """Sets `requires_grad` of the backbone's parameters by `config.backbone_training`; loading a checkpoint resets it."""
         training = self.config.backbone_training
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(training == "full" or (training == "lora" and is_adapter(name)))
+            # Nothing here reads a pooler (BERT). Without a gradient, it would stop DDP.
+            whole = training == "full" and not name.startswith("pooler.")
+            parameter.requires_grad_(whole or (training == "lora" and is_adapter(name)))
 
     def merge_backbone_lora(self):
         """
@@ -256,11 +259,21 @@ class TextBackboneTraining:
 
     def remember_weights(self):
         """Keeps a few numbers of each weight, so that [`~PixCLIPTextModel.weights_changed`] notices other ones."""
-        self._weight_samples = dict(_weight_samples(self.backbone))
+        self._weight_samples = dict(_weight_samples(self.backbone.named_parameters()))
 
-    def weights_changed(self) -> bool:
-        """Whether the backbone has other weights than the ones it was made or loaded with, adapters aside."""
-        for name, now in _weight_samples(self.backbone):
+    def weights_changed(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> bool:
+        """
+        Whether the backbone has other weights than the ones it was made or loaded with, adapters aside.
+
+        Args:
+            state_dict (`Mapping[str, torch.Tensor]`, *optional*): The weights, of this tower or of the model it is in.
+                Defaults to the backbone's own, which are whole in no process if FSDP has shared them out.
+        """
+        weights = self.backbone.named_parameters()
+        if state_dict is not None:
+            start = re.compile(r"^(?:text_model\.)?backbone\.")
+            weights = ((start.sub("", name), weight) for name, weight in state_dict.items() if start.match(name))
+        for name, now in _weight_samples(weights):
             before = self._weight_samples.get(name)
             if before is None:
                 continue

@@ -60,6 +60,10 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
     Damaged rows are never returned: they are counted in `damaged`, warned about once, and count as missing, so that the
     next `embed` computes them again.
 
+    Where a text tower has positions for long texts ([`PixCLIPTextModel.add_long_text_path`]), a text has two vectors,
+    and a store holds those of one path; the other path has another folder. A collator takes both, as `text_embeddings`
+    and `long_text_embeddings`.
+
     Args:
         path (`str` or `os.PathLike`): Folder of the stores, made when there is something to write.
         text_model ([`PixCLIPTextModel`]): Its backbone computes the vectors.
@@ -67,12 +71,16 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
         dtype (`"float16"`, `"bfloat16"` or `"float32"`, *optional*, defaults to `"float16"`): How numbers are stored:
             2, 2 or 4 bytes, with a relative rounding of 5e-4, 4e-3 or 0. Below 6e-5, float16 has a fixed step of 6e-8, so
             that numbers below 3e-8 become 0. They are read as float32.
+        long_text (`bool`, *optional*, defaults to `False`): Take the positions of the long text path, and its length. A
+            tower without such positions has one vector a text, and one store.
 
     Attributes:
         folder (`pathlib.Path`): Folder of the vectors, below `path`; absolute, so that a later change of the working
             directory does not matter.
         description (`dict`): What the vectors are of, as in `store.json`.
         damaged (`collections.Counter`): Damaged rows (`"vectors"`) and files (`"segments"`) that were met.
+        text_path (`"short"`, `"long"` or `None`): Which path of the text tower the vectors are of; `None` if there is one
+            vector a text.
 
     Raises:
         TypeError: If `text_model` is no `PixCLIPTextModel`.
@@ -104,6 +112,8 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
         text_model: PixCLIPTextModel,
         processor: Any,
         dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+        *,
+        long_text: bool = False,
     ):
         if not isinstance(text_model, PixCLIPTextModel):
             raise TypeError(
@@ -114,7 +124,10 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
             raise ValueError(f"dtype is {dtype!r}; accepted are {', '.join(map(repr, _STORED))}.")
         self.text_model: PixCLIPTextModel | None = text_model
         self.processor = processor
-        description = _describe(text_model, processor, dtype)
+        path_of_texts = None
+        if text_model.config.long_text_positions is not None:
+            path_of_texts = "long" if long_text else "short"
+        description = _describe(text_model, processor, dtype, path_of_texts)
         kind = text_model.config.backbone_text_config.model_type
         self._open(Path(path) / f"{kind}-{dtype}-{_digest(description)}", description)
 
@@ -153,7 +166,8 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
             descriptions = [_read_description(file) for file in files]
             choice = "; ".join(
                 f"{file.parent.name!r} (backbone {found['backbone']!r}, template {found['text_template']!r}, pooling "
-                f"{found['text_pooling']!r}, at most {found['text_max_length']} tokens, {found['dtype']})"
+                f"{found['text_pooling']!r}, at most {found['text_max_length']} tokens, {found['dtype']}"
+                f"{', path of ' + found['text_path'] + ' texts' if 'text_path' in found else ''})"
                 for file, found in zip(files, descriptions)
             )
             raise ValueError(f"{folder} holds {len(files)} stores; choose one by its name: {choice}.")
@@ -167,6 +181,10 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
         self._stored = np.dtype(_STORED[description["dtype"]])
         self._files = TextVectorFiles(self.folder, description["width"] * self._stored.itemsize)
         self.damaged = self._files.damaged
+
+    @property
+    def text_path(self) -> str | None:
+        return self.description.get("text_path")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -304,7 +322,9 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
         self._files.refresh()
         lacking = self._lacking(block)
         if lacking:
-            vectors = self.text_model.encode_backbone(lacking, self.processor, batch_tokens=batch_tokens)
+            vectors = self.text_model.encode_backbone(
+                lacking, self.processor, batch_tokens=batch_tokens, long_text=self.text_path == "long"
+            )
             self._files.add([text.strip() for text in lacking], self._to_stored(lacking, vectors))
         return len(lacking)
 
@@ -316,7 +336,7 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
             )
         if block_size < 1:
             raise ValueError(f"block_size is {block_size}; accepted are 1 and more.")
-        description = _describe(self.text_model, self.processor, self.description["dtype"])
+        description = _describe(self.text_model, self.processor, self.description["dtype"], self.text_path)
         changed = [name for name, value in description.items() if value != self.description[name]]
         if changed:
             raise ValueError(
@@ -349,7 +369,7 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
         yield window
 
 
-def _describe(text_model: PixCLIPTextModel, processor: Any, dtype: str) -> dict[str, Any]:
+def _describe(text_model: PixCLIPTextModel, processor: Any, dtype: str, text_path: str | None) -> dict[str, Any]:
     config = text_model.config
     source = config.backbone_source or {}
     fields = {
@@ -363,18 +383,20 @@ def _describe(text_model: PixCLIPTextModel, processor: Any, dtype: str) -> dict[
     # Left over from the last call of the tokenizer; the processor does neither.
     for name in ("padding", "truncation"):
         tokenizer.pop(name, None)
-    return {
+    description = {
         "format": _FORMAT,
         "backbone": source.get("repo_id") or source.get("folder") or config.backbone_config._name_or_path,
         "text_config": _sha256(fields),
         "weights": weights_hash(text_model.backbone),
         "text_template": processor.text_template,
         "text_pooling": processor.text_pooling,
-        "text_max_length": processor.text_max_length,
+        "text_max_length": text_model.text_max_length(processor, text_path == "long"),
         "tokenizer": _sha256(tokenizer),
         "width": config.hidden_size,
         "dtype": dtype,
     }
+    # Only where there are two, so that stores of other towers keep their folder.
+    return description if text_path is None else {**description, "text_path": text_path}
 
 
 def _adapters_in_effect(backbone: nn.Module) -> dict[str, dict[str, Any]]:

@@ -4,18 +4,19 @@
 from transformers import AutoImageProcessor
 
 from .augmentation import RegionAugmentation
+from .bad_samples import BadSampleLog, BadSamplesCallback, SkipBadSamples, TooManyBadSamplesError
+from .coco_region_datasets import CocoRegionDataset
 from .data_collator import PixCLIPDataCollator
+from .fgclip_datasets import FGCLIPDataset
 from .frame_geometry import FrameGeometry
 from .image_processing_pixclip import PixCLIPImageProcessor, PixCLIPImageProcessorKwargs
 from .processing_pixclip import PixCLIPProcessor, PixCLIPProcessorKwargs
-from .region_datasets import (
-    CocoRegionDataset,
-    EvaluationRegions,
-    RegionJsonlDataset,
-    RegionSample,
-    write_region_jsonl,
-)
+from .region_datasets import EvaluationRegions, RegionJsonlDataset, write_region_jsonl
 from .region_description import RegionDescription, describe_region, describe_regions
+from .region_folders import RegionFolderDataset
+from .region_records import RegionSample, check_record, sample_of_record
+from .region_shards import write_region_parquet, write_region_webdataset
+from .region_streams import RegionStream, StreamResumeCallback
 from .regions import (
     as_box_list,
     as_mask_list,
@@ -26,6 +27,7 @@ from .regions import (
     to_mask,
 )
 from .text_presets import TextPreset, get_text_preset
+from .training_epochs import SetEpochCallback
 
 
 # PixCLIPProcessor.from_pretrained finds its image processor by name in this registry, which is keyed by config class;
@@ -33,8 +35,11 @@ from .text_presets import TextPreset, get_text_preset
 AutoImageProcessor.register(PixCLIPImageProcessor, image_processor_classes={"pil": PixCLIPImageProcessor})
 
 __all__ = [
+    "BadSampleLog",
+    "BadSamplesCallback",
     "CocoRegionDataset",
     "EvaluationRegions",
+    "FGCLIPDataset",
     "FrameGeometry",
     "PixCLIPDataCollator",
     "PixCLIPImageProcessor",
@@ -43,18 +48,28 @@ __all__ = [
     "PixCLIPProcessorKwargs",
     "RegionAugmentation",
     "RegionDescription",
+    "RegionFolderDataset",
     "RegionJsonlDataset",
     "RegionSample",
+    "RegionStream",
+    "SetEpochCallback",
+    "SkipBadSamples",
+    "StreamResumeCallback",
     "TextPreset",
+    "TooManyBadSamplesError",
     "as_box_list",
     "as_mask_list",
     "box_to_mask",
     "check_box",
+    "check_record",
     "describe_region",
     "describe_regions",
     "encode_rle",
     "get_text_preset",
     "mask_to_box",
+    "sample_of_record",
     "to_mask",
     "write_region_jsonl",
+    "write_region_parquet",
+    "write_region_webdataset",
 ]

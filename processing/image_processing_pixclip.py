@@ -1,6 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Image processor of PixCLIP: images with their region masks or boxes, one geometry for all of them."""
 
+import io
 import os
 from functools import lru_cache
 from typing import Any, TypedDict
@@ -27,6 +28,10 @@ _IMAGE_FORMS = (
 
 class _ImageRefused(ValueError):
     """An image that reads well but is not accepted."""
+
+
+class _RegionNotVisible(ValueError):
+    """A region of which the processed frame shows nothing."""
 
 
 class PixCLIPImageProcessorKwargs(TypedDict, total=False):
@@ -133,6 +138,7 @@ class PixCLIPImageProcessor(PilBackend):
         masks: Any = None,
         boxes: Any = None,
         crops: bool = False,
+        allow_empty: bool = False,
         return_tensors: str | None = None,
         **kwargs,
     ) -> BatchFeature:
@@ -147,9 +153,13 @@ class PixCLIPImageProcessor(PilBackend):
                 entry per image, `[]` where there is no region.
             boxes: Regions as boxes, xyxy in pixels. For one image `[x1, y1, x2, y2]` or (N, 4); for a list of images a
                 list with one such entry per image. Without `masks` a box is its region's mask. With `masks`, there
-                must be one box per mask, and the boxes are only reported in `region_boxes`.
+                must be one box per mask, or `None` for the mask's tight box, and the boxes are only reported in
+                `region_boxes`.
             crops: Whether to add each region's context crop: a square around the mask, `crop_scale` times its longer
                 side (at most the image's longer side), resized to `crop_size`.
+            allow_empty: Whether a region that shows nothing (an empty mask, a box without area, a region that the
+                centre crop cuts off) is accepted, with a mask of 0, a box of zeros and an empty crop. For training, in
+                which the model leaves such regions out and counts them.
             return_tensors: "pt" for `torch.Tensor`, "np" or `None` for arrays.
             **kwargs: Options of `PixCLIPImageProcessorKwargs`, for this call.
 
@@ -162,8 +172,8 @@ class PixCLIPImageProcessor(PilBackend):
 
         Raises:
             ValueError: If an image cannot be read or is too large, masks or boxes do not fit the images in count or
-                size, a region is malformed or not visible in the processed frame. The message names the item, for
-                example `masks[2][0]`.
+                size, a region is malformed or, without `allow_empty`, not visible in the processed frame. The message
+                names the item, for example `masks[2][0]`.
             TypeError: If an option is unknown.
         """
         self._check_option_names(kwargs)
@@ -207,22 +217,29 @@ class PixCLIPImageProcessor(PilBackend):
             image_boxes = boxes[index] if boxes is not None else None
             for region in range(len(image_masks or image_boxes or ())):
                 place = f"[{index}][{region}]" if many else f"[{region}]"
-                box = None if boxes is None else check_box(image_boxes[region], *picture, f"boxes{place}")
+                box = None if boxes is None else image_boxes[region]
+                if masks is None or box is not None:
+                    box = check_box(box, *picture, f"boxes{place}", allow_empty)
                 if masks is None:
-                    name, mask = f"boxes{place}", box_to_mask(box, *picture)
+                    name, mask = f"boxes{place}", box_to_mask(box, *picture, allow_empty=allow_empty)
                 else:
-                    name, mask = f"masks{place}", to_mask(image_masks[region], *picture, f"masks{place}")
+                    name, mask = f"masks{place}", to_mask(image_masks[region], *picture, f"masks{place}", allow_empty)
                 box_name = name if box is None else f"boxes{place}"
                 mask_image = Image.fromarray(mask)
                 regions["region_image_index"][row] = index
-                normalise.mask(mask_image, geometry, regions["mask_values"][row, 0], name)
-                regions["region_boxes"][row] = _frame_box(mask, box, geometry, name, box_name)
-                if crops:
-                    crop = FrameGeometry.of_context_crop(
-                        picture, options["crop_size"], mask_to_box(mask), options["crop_scale"]
-                    )
-                    normalise.image(image, crop, regions["crop_pixel_values"][row])
-                    normalise.mask(mask_image, crop, regions["crop_mask_values"][row, 0], name)
+                try:
+                    normalise.mask(mask_image, geometry, regions["mask_values"][row, 0], name)
+                    regions["region_boxes"][row] = _frame_box(mask, box, geometry, name, box_name)
+                    if crops:
+                        crop = FrameGeometry.of_context_crop(
+                            picture, options["crop_size"], mask_to_box(mask), options["crop_scale"]
+                        )
+                        normalise.image(image, crop, regions["crop_pixel_values"][row])
+                        normalise.mask(mask_image, crop, regions["crop_mask_values"][row, 0], name)
+                except _RegionNotVisible:
+                    if not allow_empty:
+                        raise
+                    normalise.empty_region(regions, row)
                 row += 1
 
         return BatchFeature(data={"pixel_values": pixel_values, **(regions or {})}, tensor_type=return_tensors)
@@ -271,9 +288,20 @@ class _Normaliser:
         """Writes a mask into `out`, (H, W)."""
         values = np.clip(geometry.apply(mask, Image.Resampling.BILINEAR, 0), 0, 1)
         if not values.any():
-            raise ValueError(_not_visible(name, geometry))
+            raise _RegionNotVisible(_not_visible(name, geometry))
         out[:] = 0
         out[geometry.covered] = values
+        self._scale_mask(out)
+
+    def empty_region(self, regions: dict[str, np.ndarray], row: int) -> None:
+        """Writes a region that shows nothing."""
+        for name, values in regions.items():
+            if name != "region_image_index":
+                values[row] = 0
+            if "mask" in name:
+                self._scale_mask(values[row])
+
+    def _scale_mask(self, out: np.ndarray) -> None:
         if self.mask_scale is not None:
             out -= self.mask_scale[0]
             out /= self.mask_scale[1]
@@ -309,13 +337,13 @@ def _frame_box(
     visible = mask[rows, columns]
     # The filter spreads a mask a little, so a mask just outside the frame is not all 0 in it.
     if not visible.any():
-        raise ValueError(_not_visible(name, geometry))
+        raise _RegionNotVisible(_not_visible(name, geometry))
     if box is None:
         box = mask_to_box(visible) + [columns.start, rows.start, columns.start, rows.start]
     height, width = geometry.frame
     frame_box = np.clip(geometry.map_box(box) / [width, height, width, height], 0, 1).astype(np.float32)
     if frame_box[0] >= frame_box[2] or frame_box[1] >= frame_box[3]:
-        raise ValueError(_not_visible(box_name, geometry))
+        raise _RegionNotVisible(_not_visible(box_name, geometry))
     return frame_box
 
 
@@ -398,11 +426,13 @@ def _load_image(image: Any, name: str, options: dict) -> Image.Image:
         raise ValueError(f"{name} cannot be read, its file is damaged or closed: {error}.") from error
 
 
-def read_image(path: str | os.PathLike, name: str, options: dict | None = None, upright: bool = True) -> Image.Image:
+def read_image(
+    file: str | os.PathLike | bytes, name: str, options: dict | None = None, upright: bool = True
+) -> Image.Image:
     """Reads a local file as an 8-bit RGB image.
 
     Args:
-        path: The file.
+        file: Path of the file, or its bytes.
         name: How error messages call this image.
         options: Holds `do_convert_rgb` and `max_image_pixels`, defaults to those of `PixCLIPImageProcessor`.
         upright: Whether to turn the image upright by its EXIF orientation.
@@ -420,7 +450,7 @@ def read_image(path: str | os.PathLike, name: str, options: dict | None = None, 
     if options is None:
         options = {name: getattr(PixCLIPImageProcessor, name) for name in ("do_convert_rgb", "max_image_pixels")}
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             _check_pixels(image, name, options)
             image.load()
             if upright:
@@ -429,8 +459,9 @@ def read_image(path: str | os.PathLike, name: str, options: dict | None = None, 
     except _ImageRefused:
         raise
     except Exception as error:
+        source = f"its {len(file)} bytes" if isinstance(file, bytes) else repr(os.fspath(file))
         raise ValueError(
-            f"{name} cannot be read as an image from {os.fspath(path)!r}: {type(error).__name__}: {error}"
+            f"{name} cannot be read as an image from {source}: {type(error).__name__}: {error}"
         ) from error
 
 

@@ -32,7 +32,7 @@ MASK_FORMS = (
 )
 
 
-def to_mask(mask: Any, height: int, width: int, name: str = "mask") -> np.ndarray:
+def to_mask(mask: Any, height: int, width: int, name: str = "mask", allow_empty: bool = False) -> np.ndarray:
     """Converts any accepted form of a region mask to the canonical mask.
 
     Args:
@@ -46,9 +46,10 @@ def to_mask(mask: Any, height: int, width: int, name: str = "mask") -> np.ndarra
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         name: How error messages call this mask, for example `"masks[2][0]"`.
+        allow_empty: Whether a mask without a pixel is accepted.
 
     Returns:
-        Array of shape (height, width), float32, values in 0..1, not empty.
+        Array of shape (height, width), float32, values in 0..1.
 
     Raises:
         ValueError: If the mask has another size than the image, is empty, holds NaN or values out of range, is a map
@@ -85,7 +86,7 @@ def to_mask(mask: Any, height: int, width: int, name: str = "mask") -> np.ndarra
         canonical = _array_to_mask(to_numpy(mask, name), height, width, name)
     else:
         raise ValueError(f"{name} has type {type(mask).__name__}; a mask is {MASK_FORMS}.")
-    if not canonical.any():
+    if not allow_empty and not canonical.any():
         raise ValueError(f"{name} is empty: not one of its {height}x{width} pixels is set. Remove the region.")
     return canonical
 
@@ -332,7 +333,7 @@ def encode_rle(mask: np.ndarray) -> dict:
     return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": "".join(characters)}
 
 
-def check_box(box: Any, height: int, width: int, name: str = "box") -> np.ndarray:
+def check_box(box: Any, height: int, width: int, name: str = "box", allow_empty: bool = False) -> np.ndarray:
     """Checks a box against its image.
 
     Args:
@@ -340,6 +341,7 @@ def check_box(box: Any, height: int, width: int, name: str = "box") -> np.ndarra
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         name: How error messages call this box, for example `"boxes[2][0]"`.
+        allow_empty: Whether a box without area is accepted.
 
     Returns:
         Array of shape (4,), float64, xyxy in pixels, inside the image. Coordinates up to `BOX_TOLERANCE` (1e-3
@@ -366,12 +368,12 @@ def check_box(box: Any, height: int, width: int, name: str = "box") -> np.ndarra
             f"of that image (not x, y, width, height, and not fractions of it)."
         )
     corners = np.clip(corners, 0, limits)
-    if corners[2] - corners[0] < BOX_TOLERANCE or corners[3] - corners[1] < BOX_TOLERANCE:
+    if not allow_empty and (corners[2:] - corners[:2] < BOX_TOLERANCE).any():
         raise ValueError(f"{received} has no area; a box needs x2 > x1 and y2 > y1 (x1, y1, x2, y2 in pixels).")
     return corners
 
 
-def box_to_mask(box: Any, height: int, width: int, name: str = "box") -> np.ndarray:
+def box_to_mask(box: Any, height: int, width: int, name: str = "box", allow_empty: bool = False) -> np.ndarray:
     """Draws a box as a canonical mask, each pixel with the share of its area that the box covers.
 
     Exact at pixel edges; a fractional box gives fractional values along its border, so even a box smaller than a
@@ -382,6 +384,7 @@ def box_to_mask(box: Any, height: int, width: int, name: str = "box") -> np.ndar
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         name: How error messages call this box.
+        allow_empty: Whether a box without area is accepted, as a mask of zeros.
 
     Returns:
         Array of shape (height, width), float32, values in 0..1.
@@ -394,7 +397,9 @@ def box_to_mask(box: Any, height: int, width: int, name: str = "box") -> np.ndar
         array([[0.5, 1. , 0. ],
                [0. , 0. , 0. ]], dtype=float32)
     """
-    left, top, right, bottom = check_box(box, height, width, name)
+    left, top, right, bottom = check_box(box, height, width, name, allow_empty)
+    if min(right - left, bottom - top) < BOX_TOLERANCE:
+        return np.zeros((height, width), dtype=np.float32)
     rows, columns = np.arange(height), np.arange(width)
     covered_rows = np.clip(np.minimum(rows + 1, bottom) - np.maximum(rows, top), 0, 1)
     covered_columns = np.clip(np.minimum(columns + 1, right) - np.maximum(columns, left), 0, 1)

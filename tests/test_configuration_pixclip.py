@@ -110,7 +110,7 @@ def test_defaults_are_clip_and_smollm():
     assert vision.grid_size == (14, 14)
     assert isinstance(backbone, LlamaConfig) and config.text_config.hidden_size == backbone.hidden_size == 576
     assert config.projection_dim == vision.projection_dim == config.text_config.projection_dim == 512
-    assert config.branch_weights == {"global": 1.0, "crop": 1.0, "local": 1.0}
+    assert config.term_weights == {"global": 1.0, "crop": 1.0, "local": 1.0}
 
 
 def test_towers_given_as_dicts_take_the_projection_dim():
@@ -123,7 +123,7 @@ def test_towers_given_as_dicts_take_the_projection_dim():
 
 
 def test_branches_of_weight_zero_are_left_out():
-    assert pixclip_config(crop_weight=0, local_weight=0.25).branch_weights == {"global": 1.0, "local": 0.25}
+    assert pixclip_config(crop_weight=0, local_weight=0.25).term_weights == {"global": 1.0, "local": 0.25}
 
 
 def test_grid_of_an_oblong_image():
@@ -185,10 +185,10 @@ def test_wrong_types_and_choices_are_refused(build, fields):
             r"logit_scale_init_value \(5\).*logit_scale_max \(100.0\)",
         ),
         (pixclip_config, {"logit_scale_max": 0.0}, r"logit_scale_init_value \(2.6592\).*logit_scale_max \(0.0\)"),
-        (pixclip_config, {"global_weight": -1.0}, r"got -1.0, 1.0, 1.0"),
-        (pixclip_config, {"crop_weight": -0.5}, r"got 1.0, -0.5, 1.0"),
-        (pixclip_config, {"local_weight": math.inf}, r"got 1.0, 1.0, inf"),
-        (pixclip_config, {"local_weight": math.nan}, r"got 1.0, 1.0, nan"),
+        (pixclip_config, {"global_weight": -1.0}, r"global_weight must be finite and >= 0, got -1.0"),
+        (pixclip_config, {"crop_weight": -0.5}, r"crop_weight must be finite and >= 0, got -0.5"),
+        (pixclip_config, {"local_weight": math.inf}, r"local_weight must be finite and >= 0, got inf"),
+        (pixclip_config, {"local_weight": math.nan}, r"local_weight must be finite and >= 0, got nan"),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_named(build, fields, message):

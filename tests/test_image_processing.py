@@ -9,6 +9,7 @@ from transformers import CLIPImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from processing_pixclip import PixCLIPImageProcessor, mask_to_box
+from processing_pixclip.image_processing_pixclip import read_image
 
 
 MODES = ("squash", "shortest_edge", "letterbox")
@@ -107,6 +108,12 @@ def test_masks_and_boxes_together_report_the_given_boxes(image_processor):
     np.testing.assert_allclose(only_mask["region_boxes"], [[4 / 32, 4 / 32, 8 / 32, 8 / 32]])
 
 
+def test_a_mask_without_a_box_reports_its_tight_box(image_processor):
+    masks = [painted(64, 32, (8, 16, 24, 32))[1]] * 2
+    batch = image_processor(noise(64, 32), masks=masks, boxes=[None, [0, 0, 16, 32]])
+    np.testing.assert_allclose(batch["region_boxes"], [[0.25, 0.25, 0.75, 0.5], [0, 0, 0.5, 0.5]])
+
+
 def test_one_pixel_never_vanishes():
     mask = np.zeros((900, 1300), bool)
     mask[411, 977] = True
@@ -146,6 +153,32 @@ def test_box_of_a_half_visible_mask_ignores_its_hidden_part(image_processor):
     mask[8:16, 40:48] = True
     batch = image_processor(noise(32, 96), masks=mask, resize_mode="shortest_edge")
     np.testing.assert_allclose(batch["region_boxes"][0], [0.25, 0.25, 0.5, 0.5])
+
+
+def test_regions_that_show_nothing_are_refused_or_empty(image_processor):
+    image = noise(32, 96)
+    seen, left, empty = (np.zeros((32, 96), bool) for _ in range(3))
+    left[:, :20], seen[8:16, 40:48] = True, True
+    regions = {"masks": [seen, left, empty, seen], "boxes": [None, None, None, [50, 3, 50, 9]]}
+    options = {"resize_mode": "shortest_edge", "crops": True}
+    for row in (1, 2, 3):
+        with pytest.raises(ValueError, match=r"(masks|boxes)\[0\]"):
+            image_processor(image, **{name: values[row : row + 1] for name, values in regions.items()}, **options)
+    batch = image_processor(image, **regions, **options, allow_empty=True)
+    plain = image_processor(image, masks=[seen], **options)
+    for name, values in plain.items():
+        np.testing.assert_array_equal(batch[name][0], values[0])
+    for row in (1, 2, 3):
+        for name in ("mask_values", "crop_mask_values"):
+            np.testing.assert_allclose(batch[name][row], OUTSIDE, rtol=1e-6)
+        assert not batch["region_boxes"][row].any() and not batch["crop_pixel_values"][row].any()
+    assert batch["region_image_index"].tolist() == [0] * 4
+    boxes = image_processor(image, boxes=[[40, 8, 48, 16], [9, 9, 4, 20]], allow_empty=True)
+    assert boxes["mask_values"][0].max() > 0 and (boxes["mask_values"][1] < 0).all()
+    # What is malformed stays an error.
+    for regions in ({"masks": [seen[:4]]}, {"boxes": [[0, 0, 200, 9]]}, {"masks": [seen], "boxes": [[0, 0, 9, "x"]]}):
+        with pytest.raises(ValueError, match=r"(masks|boxes)\[0\]"):
+            image_processor(image, **regions, allow_empty=True)
 
 
 def test_context_crop_is_a_square_around_the_mask():
@@ -303,6 +336,14 @@ def _text_file(folder):
 def test_an_unusable_image_is_named(image_processor, tmp_path, make, message):
     with pytest.raises(ValueError, match=r"^images\[1\].*" + re.escape(message)):
         image_processor([noise(20, 20), make(tmp_path)])
+
+
+def test_bytes_are_read_as_the_file_is(tmp_path):
+    path = tmp_path / "1.png"
+    Image.fromarray(noise(20, 30)).save(path)
+    assert read_image(path.read_bytes(), "photo") == read_image(path, "photo")
+    with pytest.raises(ValueError, match="photo cannot be read as an image from its 9 bytes: UnidentifiedImageError"):
+        read_image(path.read_bytes()[:9], "photo")
 
 
 def test_ambiguous_channels_follow_input_data_format(image_processor):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from modeling_pixclip import contrastive_loss, cosine_distance
+from modeling_pixclip import contrastive_loss, cosine_distance, losses
 from modeling_pixclip.losses import InverseTemperature, similarity_logits
 
 
@@ -57,6 +57,86 @@ def test_contrastive_loss_is_clips_where_texts_differ(index):
 def test_pairs_that_share_a_text_are_positives_of_each_other(index):
     expected = values_and_gradients(naive_loss, index)
     assert_equal(values_and_gradients(contrastive_loss, torch.tensor(index)), expected)
+
+
+def siglip_loss(images, texts, scale, bias, index):
+    """-log sigmoid of each of all pairs, over the number of images."""
+    total = 0.0
+    for i, image in enumerate(images):
+        for j, text in enumerate(texts):
+            logit = scale * image @ text + bias
+            total = total - F.logsigmoid(logit if index[i] == index[j] else -logit)
+    return total / len(images)
+
+
+@pytest.mark.parametrize("index", [None, [0, 1, 2, 3, 4, 5], [0, 1, 1, 2, 3, 1], [5] * 6])
+@pytest.mark.parametrize("bias", [-10.0, 2.5])
+def test_sigmoid_loss_is_siglips_over_all_pairs(index, bias):
+    bias = torch.tensor([bias], dtype=torch.float64, requires_grad=True)
+
+    def ours(images, texts, scale):
+        text_index = None if index is None else torch.tensor(index)
+        return contrastive_loss(images, texts, scale, text_index, loss_type="sigmoid", logit_bias=bias)
+
+    def theirs(images, texts, scale):
+        return siglip_loss(images, texts, scale, bias, range(6) if index is None else index).squeeze()
+
+    found = [*values_and_gradients(ours), bias.grad]
+    bias.grad = None
+    assert_equal(found, [*values_and_gradients(theirs), bias.grad])
+
+
+@pytest.mark.parametrize("gather", ["all_gather", "ring", "local"])
+@pytest.mark.parametrize("plain_rows", [0, 2048])
+def test_in_one_process_all_gathers_are_the_same(gather, plain_rows, monkeypatch):
+    monkeypatch.setattr(losses, "PLAIN_ROWS", plain_rows)
+    index = torch.tensor([0, 1, 1, 2, 3, 1])
+
+    def loss(*args):
+        return contrastive_loss(*args, gather=gather)
+
+    assert_equal(values_and_gradients(loss, index), values_and_gradients(naive_loss, index))
+    assert_equal(values_and_gradients(loss), values_and_gradients(clip_loss))
+
+
+@pytest.mark.parametrize("loss_type", ["infonce", "sigmoid"])
+@pytest.mark.parametrize("rows", [0, 1])
+@pytest.mark.parametrize("index", [False, True])
+def test_no_pair_and_one_pair_have_a_finite_loss_and_gradient(loss_type, rows, index):
+    inputs = [one[:rows].detach().requires_grad_() for one in random_pairs()[:2]]
+    inputs += [torch.tensor(value, requires_grad=True) for value in (100.0, -10.0)]
+    text_index = torch.arange(rows) if index else None
+    loss = contrastive_loss(*inputs[:3], text_index, loss_type=loss_type, logit_bias=inputs[3])
+    used = inputs if loss_type == "sigmoid" else inputs[:3]
+    gradients = torch.autograd.grad(loss, used)
+    assert bool(torch.isfinite(loss)) and all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    if not rows or loss_type == "infonce":
+        # There is nothing to tell a single pair from.
+        assert float(loss.detach()) == pytest.approx(0, abs=1e-12)
+        assert all(not gradient.any() for gradient in gradients)
+
+
+def test_options_that_are_unknown_or_missing_are_named():
+    images, texts, scale = (one.detach() for one in random_pairs())
+    with pytest.raises(ValueError, match="loss_type is 'softmax'; accepted: 'infonce', 'sigmoid'"):
+        contrastive_loss(images, texts, scale, loss_type="softmax")
+    with pytest.raises(ValueError, match="gather is 'none'; accepted: 'all_gather', 'ring', 'local'"):
+        contrastive_loss(images, texts, scale, gather="none")
+    with pytest.raises(ValueError, match="needs logit_bias"):
+        contrastive_loss(images, texts, scale, loss_type="sigmoid")
+    with pytest.raises(ValueError, match="5 text_embeds for 6 image_embeds"):
+        contrastive_loss(images, texts[:5], scale)
+    with pytest.raises(ValueError, match="text_index has 7 entries for 6 pairs"):
+        contrastive_loss(images, texts, scale, torch.arange(7))
+    with pytest.raises(ValueError, match="6 student rows for 5 teacher rows"):
+        cosine_distance(images, texts[:5])
+
+
+def test_cosine_distance_of_no_rows_is_0_with_a_graph():
+    student = torch.zeros(0, 8, requires_grad=True)
+    loss = cosine_distance(student, torch.zeros(0, 8))
+    loss.backward()
+    assert float(loss.detach()) == 0 and student.grad.shape == (0, 8)
 
 
 def test_equal_texts_do_not_repel():

@@ -68,7 +68,7 @@ def features(model, batch):
     """Logits and embeddings, whichever class the model is of."""
     with torch.no_grad():
         if isinstance(model, PixCLIPModel):
-            outputs = model(**batch)
+            outputs = model(**batch, return_loss=False)
             return [outputs.logits_per_image, outputs.image_embeds, outputs.text_embeds]
         if isinstance(model, PixCLIPTextModel):
             return [model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output]
@@ -399,7 +399,7 @@ def test_built_with_settings(tmp_path):
         vision_kwargs={"mask_patch_bias": True, "default_mask": "none"},
         local_weight=0.0,
     )
-    assert isinstance(model, PixCLIPForPreTraining) and model.config.branch_weights == {"global": 1.0, "crop": 1.0}
+    assert isinstance(model, PixCLIPForPreTraining) and model.config.term_weights == {"global": 1.0, "crop": 1.0}
     assert model.config.text_config.pooling == "last" and model.config.text_config.backbone_config.is_causal
     assert all(parameter.requires_grad for parameter in model.parameters())
     bias = model.vision_model.embeddings.mask_patch_embedding.bias
@@ -415,7 +415,7 @@ def test_built_around_a_vision_tower_from_scratch(tmp_path):
     assert model.config.projection_dim == 16 and model.config.vision_config.default_mask == "none"
     assert given.default_mask == "full"
     assert_same_weights(model.text_model.backbone, backbone)
-    assert float(model.logit_scale) == 1.0
+    assert float(model.logit_scale.detach()) == 1.0
     assert model.vision_model.encoder.layers[0].mlp.gate_proj.weight.std() > 0
     assert not model.vision_model.embeddings.mask_patch_embedding.weight.any()
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from processing_pixclip import (
+    BadSampleLog,
     CocoRegionDataset,
     RegionJsonlDataset,
     encode_rle,
@@ -74,6 +75,47 @@ def test_jsonl_round_trip(tmp_path, record):
     np.testing.assert_array_equal(to_mask(sample["masks"][0], HEIGHT, WIDTH) > 0.5, rectangle(5, 5, 20, 20))
 
 
+def test_jsonl_with_boxes_long_captions_and_hard_negatives(tmp_path, record):
+    record["long_captions"] = [" A red wall in a café, with a kite on it. "]
+    record["regions"][0]["hard_negatives"] = ["A blue kite on a red wall. ", "A red car on a red wall."]
+    record["regions"].append({"box": [30, 10.5, 50, 30], "text": "The lower part of a wall."})
+    dataset = RegionJsonlDataset(write_lines(tmp_path, record))
+    sample = dataset[0]
+    assert sample["long_captions"] == ["A red wall in a café, with a kite on it."]
+    assert sample["boxes"] == [None, None, [30.0, 10.5, 50.0, 30.0]]
+    expected = rectangle(30, 10, 50, 30).astype(np.float32)
+    expected[10, 30:50] = 0.5
+    np.testing.assert_array_equal(sample["masks"][2], expected)
+    assert sample["hard_negatives"] == [["A blue kite on a red wall.", "A red car on a red wall."], [], []]
+    assert sample["epoch"] == 0
+    dataset.set_epoch(2)
+    assert dataset[0]["epoch"] == 2
+
+
+def test_jsonl_counts_bad_lines_and_goes_on(tmp_path, record):
+    path = tmp_path / "data.jsonl"
+    missing = {**record, "image": "images/2.png"}
+    no_area = change(record, "regions", 1, value={"box": [5, 5, 5, 9], "text": "A line."})
+    lines = [
+        json.dumps(record),
+        "{'image': 1}",
+        json.dumps(missing),
+        "\udcff",
+        json.dumps(no_area),
+        json.dumps(record),
+    ]
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    log = BadSampleLog(tmp_path / "bad_samples.jsonl", max_bad_fraction=0.7)
+    dataset = RegionJsonlDataset(path, bad_samples=log)
+    assert len(dataset) == 2 and (log.num_good, log.num_bad) == (2, 4)
+    bad = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
+    assert [line["where"] for line in bad] == [f"{path}, line {number}" for number in (2, 3, 4, 5)]
+    assert "2.png, which is not a file" in bad[1]["reason"] and "has no area" in bad[3]["reason"]
+    Image.new("RGB", (1, 1)).save(tmp_path / "images" / "1.png")
+    with pytest.raises(ValueError, match="line 6: images/1.png is 1 pixels wide"):
+        dataset[1]
+
+
 def test_jsonl_takes_another_image_root_and_blank_lines(tmp_path, record):
     (tmp_path / "texts").mkdir()
     path = tmp_path / "texts" / "data.jsonl"
@@ -107,6 +149,13 @@ def change(record, *keys, value=None, delete=False):
         (("captions",), {"value": ["A wall.", " "]}, r"line 2: captions\[1\]"),
         (("regions",), {"delete": True}, "line 2: key 'regions' is missing"),
         (("regions",), {"value": {}}, "line 2: key 'regions'"),
+        (("long_captions",), {"value": [7]}, r"line 2: long_captions\[0\] is 7"),
+        (("regions", 0, "hard_negatives"), {"value": "A car."}, r"regions\[0\]: key 'hard_negatives' is 'A car.'"),
+        (("regions", 0, "hard_negatives"), {"value": [" "]}, r"line 2: regions\[0\]: hard_negatives\[0\]"),
+        (("regions", 0, "box"), {"value": [0, 0, 9, 9]}, r"line 2: regions\[0\] has both a 'mask' and a 'box'"),
+        (("regions", 0, "mask"), {"delete": True}, r"line 2: regions\[0\] has neither a 'mask' nor a 'box'"),
+        (("regions", 1), {"value": {"box": [9, 9, 9, 20], "text": "A."}}, r"regions\[1\]: key 'box' is .*no area"),
+        (("regions", 1), {"value": {"box": [0, 0, 99, 9], "text": "A."}}, r"regions\[1\]: key 'box' is .*outside its"),
         (("regions", 1, "text"), {"delete": True}, r"line 2: regions\[1\]: key 'text' is missing"),
         (("regions", 1, "text"), {"value": " "}, r"line 2: regions\[1\]: key 'text' is empty"),
         (("regions", 0, "object_text"), {"value": ""}, r"line 2: regions\[0\]: key 'object_text' is empty"),

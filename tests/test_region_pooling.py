@@ -169,3 +169,14 @@ def test_results_keep_the_dtype_of_the_map(dtype):
     ):
         assert pooled.dtype == dtype
         torch.testing.assert_close(pooled.double(), expected, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("pool", [roi_align, mask_pool])
+def test_nothing_to_pool_has_a_graph(pool):
+    """FSDP waits for the backward pass of every process, also of one whose images have no regions."""
+    features = torch.randn(2, 3, 4, 4, requires_grad=True)
+    regions = torch.zeros(0, 4) if pool is roi_align else torch.zeros(0, 1, 8, 8)
+    pooled = pool(features, regions, torch.zeros(0, dtype=torch.long))
+    assert pooled.shape[:2] == (0, 3)
+    pooled.sum().backward()
+    assert torch.equal(features.grad, torch.zeros_like(features))

@@ -218,6 +218,19 @@ def test_box_to_mask_is_exact_at_pixel_edges_and_partial_inside_pixels():
     assert np.count_nonzero(tiny) == 1 and tiny[2, 3] == pytest.approx(0.01)
 
 
+def test_regions_without_a_pixel_are_accepted_on_demand():
+    empty = np.zeros((4, 6), dtype=bool)
+    assert not regions.to_mask(empty, 4, 6, allow_empty=True).any()
+    for box in ([2, 1, 2, 3], [4, 1, 2, 3], [2, 1, 2.0005, 3]):
+        with pytest.raises(ValueError, match="has no area"):
+            box_to_mask(box, 4, 6)
+        mask = box_to_mask(box, 4, 6, allow_empty=True)
+        assert mask.shape == (4, 6) and mask.dtype == np.float32 and not mask.any()
+        np.testing.assert_array_equal(check_box(box, 4, 6, allow_empty=True), box)
+    with pytest.raises(ValueError, match="outside its image"):
+        check_box([2, 1, 2, 9], 4, 6, allow_empty=True)
+
+
 def test_mask_to_box_inverts_box_to_mask():
     np.testing.assert_array_equal(mask_to_box(box_to_mask([2, 1, 7, 4], HEIGHT, WIDTH)), [2, 1, 7, 4])
     np.testing.assert_array_equal(mask_to_box(box_to_mask([2.5, 1.5, 6.1, 3.2], HEIGHT, WIDTH)), [2, 1, 7, 4])

@@ -133,11 +133,11 @@ def test_every_field_of_the_configuration_is_in_the_key_or_does_not_matter():
     """A new field of the configuration has to be thought about here, and in the store's key."""
     inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     own = {field.name for field in dataclasses.fields(PixCLIPTextConfig)} - inherited
-    in_the_key = {"backbone_config", "bidirectional", "pooling"}
+    in_the_key = {"backbone_config", "bidirectional", "long_text_positions", "pooling"}
     # Of the adapters, their weights and the layers that carry them are in the key.
     told_by_weights = {"backbone_dtype", "backbone_lora", "backbone_training"}
     where_from = {"backbone_in_checkpoint", "backbone_source"}
-    after_the_vectors = {name for name in own if name.startswith(("adapter_", "projection_"))}
+    after_the_vectors = {name for name in own if name.startswith(("adapter_", "projection_", "long_text_projection"))}
     assert own - in_the_key - told_by_weights - where_from - after_the_vectors == {
         "initializer_factor",
         "normalize_pooled",

@@ -82,7 +82,7 @@ def randomise(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name == "logit_scale":
+            if name.startswith("logit_"):
                 continue
             scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 and "embedding" not in name else 0.3
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)

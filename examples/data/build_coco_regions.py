@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from processing_pixclip.region_datasets import CocoRegionDataset, write_region_jsonl
+from processing_pixclip import CocoRegionDataset, write_region_jsonl
 from processing_pixclip.regions import encode_rle, to_mask
 
 

@@ -1,0 +1,252 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The record of one image with its regions: its checks, and the sample that readers make of it."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import PureWindowsPath
+from typing import Any, NotRequired, TypedDict
+
+from PIL import Image
+
+from .image_processing_pixclip import read_image
+from .regions import box_to_mask, check_box, is_polygons, mask_runs
+
+
+class RegionSample(TypedDict):
+    """One image with its regions, as every reader yields it and `PixCLIPDataCollator` takes it.
+
+    Attributes:
+        image: `PIL.Image.Image` of mode RGB.
+        image_id: Identifier of the image within its data set.
+        captions: Captions of the whole image, maybe none; the short ones, where there are `long_captions`.
+        masks: N region masks, in any form of `processing_pixclip.regions.to_mask`.
+        texts: N long region texts.
+        object_texts: N short texts that name the object only, `None` where there is none.
+        categories: N category names, `None` where there is none.
+        boxes: For each region that is given by its box, that box, xyxy in pixels, and `masks` holds its rectangle;
+            `None` for each that is given by a mask.
+        long_captions: Long captions of the whole image, maybe none.
+        hard_negatives: N lists, maybe empty, of texts that nearly describe the region: its text with a detail changed.
+        epoch: Epoch that the sample is drawn in, see `SetEpochCallback`; 0 where it is missing.
+        evaluation: `True` where the collator must take the sample as it is, see `EvaluationRegions`.
+    """
+
+    image: Image.Image
+    image_id: str
+    captions: list[str]
+    masks: list[Any]
+    texts: list[str]
+    object_texts: list[str | None]
+    categories: list[str | None]
+    boxes: NotRequired[list[list[float] | None]]
+    long_captions: NotRequired[list[str]]
+    hard_negatives: NotRequired[list[list[str]]]
+    epoch: NotRequired[int]
+    evaluation: NotRequired[bool]
+
+
+_RECORD_KEYS = {
+    "image": (str, "a path below image_root, relative to it", True),
+    "image_id": (str, "a string", True),
+    "width": (int, "a positive integer, in pixels", True),
+    "height": (int, "a positive integer, in pixels", True),
+    "captions": (list, "a list of non-empty strings, maybe empty", False),
+    "long_captions": (list, "a list of non-empty strings, maybe empty", False),
+    "regions": (list, "a list of regions, maybe empty", True),
+}
+_REGION_KEYS = {
+    "mask": ((dict, list), "COCO RLE {'size': [height, width], 'counts': ...} or polygons [[x1, y1, ...]]", False),
+    "box": (list, "[x1, y1, x2, y2] in pixels, in place of a mask", False),
+    "category": ((str, type(None)), "a string or null", False),
+    "object_text": ((str, type(None)), "a non-empty string or null", False),
+    "text": (str, "a non-empty string", True),
+    "text_source": (str, "a string such as 'written' or 'composed'", False),
+    "hard_negatives": (list, "a list of non-empty strings, maybe empty", False),
+}
+
+
+def check_record(record: Any, where: str) -> None:
+    """Checks a record of the form that `RegionJsonlDataset` describes, its masks and boxes too, but not its image.
+
+    Args:
+        record: What a line of JSON holds.
+        where: How error messages call the record, for example `"data.jsonl, line 3"`.
+
+    Raises:
+        ValueError: If the record is not valid; names it, the key, what it holds and what is accepted.
+
+    Example:
+        >>> check_record({"image": "1.png", "image_id": "1", "width": 3, "height": 2}, "line 1")
+        Traceback (most recent call last):
+        ...
+        ValueError: line 1: key 'regions' is missing; it is a list of regions, maybe empty.
+    """
+    _check_keys(record, _RECORD_KEYS, where)
+    for key in ("width", "height"):
+        if record[key] < 1:
+            raise ValueError(f"{where}: key {key!r} is {record[key]}; accepted is {_RECORD_KEYS[key][1]}.")
+    check_relative_path(record["image"], f"{where}: key 'image'", "image_root")
+    check_texts(record.get("captions", []), f"{where}: captions", "a caption")
+    check_texts(record.get("long_captions", []), f"{where}: long_captions", "a caption")
+    for number, region in enumerate(record["regions"]):
+        _check_region(region, record["height"], record["width"], f"{where}: regions[{number}]")
+
+
+def _check_region(region: Any, height: int, width: int, where: str) -> None:
+    _check_keys(region, _REGION_KEYS, where)
+    for key in ("text", "object_text"):
+        if region.get(key) is not None and not is_text(region[key]):
+            raise ValueError(
+                f"{where}: key {key!r} is empty or not Unicode ({region[key]!r}); accepted is {_REGION_KEYS[key][1]}."
+            )
+    check_texts(region.get("hard_negatives", []), f"{where}: hard_negatives", "a hard negative")
+    if ("mask" in region) == ("box" in region):
+        found = "both a 'mask' and a 'box'" if "mask" in region else "neither a 'mask' nor a 'box'"
+        raise ValueError(
+            f"{where} has {found}; a region is given by one of them: a mask is {_REGION_KEYS['mask'][1]}, a box is "
+            f"[x1, y1, x2, y2] in pixels."
+        )
+    if "box" in region:
+        check_box(region["box"], height, width, f"{where}: key 'box'")
+        return
+    mask, size = region["mask"], [height, width]
+    if not (is_polygons(mask) or (isinstance(mask, dict) and {"size", "counts"} <= mask.keys())):
+        raise ValueError(f"{where}: key 'mask' is not a mask; accepted is {_REGION_KEYS['mask'][1]}.")
+    if isinstance(mask, dict) and mask["size"] != size:
+        raise ValueError(
+            f"{where}: key 'mask' has size {mask['size']}, but the image has [height, width] = {size}; a mask is "
+            f"given at the size of its image."
+        )
+    if not mask_runs(mask, *size, f"{where}: key 'mask'")[1::2].any():
+        raise ValueError(f"{where}: key 'mask' is empty, not one pixel is set; remove the region.")
+
+
+def clean_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a record that passed `check_record`, its texts without the whitespace around them.
+
+    Example:
+        >>> region = {"mask": {"size": [2, 3], "counts": [2, 2, 2]}, "text": " The middle column. "}
+        >>> record = {"image": "1.png", "image_id": "1", "width": 3, "height": 2, "regions": [region]}
+        >>> clean_record(record)["regions"][0]["text"]
+        'The middle column.'
+    """
+    cleaned = dict(record)
+    for key in ("captions", "long_captions"):
+        cleaned[key] = [caption.strip() for caption in record.get(key, [])]
+    cleaned["regions"] = []
+    for region in record["regions"]:
+        region = dict(region)
+        region.update({key: region[key].strip() for key in ("text", "object_text") if region.get(key)})
+        region["hard_negatives"] = [text.strip() for text in region.get("hard_negatives", [])]
+        cleaned["regions"].append(region)
+    return cleaned
+
+
+def sample_of_record(record: Any, where: str, open_image: Callable[[str], str | os.PathLike | bytes]) -> RegionSample:
+    """Checks a record of the form that `RegionJsonlDataset` describes and makes a sample of it.
+
+    Args:
+        record: What a line of JSON, or another container of records, holds.
+        where: How error messages call the record, for example `"shard-0001.tar, sample 17"`.
+        open_image: Gives for the record's key "image" the path of the image file, or the bytes of that file.
+
+    Returns:
+        The sample, with all keys of `RegionSample` but `epoch` and `evaluation`. The image is as stored, without
+        regard to EXIF orientation, because masks are drawn on the pixels as stored.
+
+    Raises:
+        ValueError: If the record is not valid, or the image cannot be read, is too large or has another size than
+            the record says; names the record.
+
+    Example:
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> Image.new("RGB", (3, 2)).save(file, "PNG")
+        >>> region = {"box": [1, 0, 2, 2], "text": "The middle column of a black image."}
+        >>> record = {"image": "1.png", "image_id": "1", "width": 3, "height": 2, "regions": [region]}
+        >>> sample_of_record(record, "record 1", lambda name: file.getvalue())["boxes"]
+        [[1.0, 0.0, 2.0, 2.0]]
+    """
+    check_record(record, where)
+    return sample_of_clean_record(clean_record(record), where, open_image)
+
+
+def sample_of_clean_record(
+    record: Mapping[str, Any], where: str, open_image: Callable[[str], str | os.PathLike | bytes]
+) -> RegionSample:
+    """Does what `sample_of_record` does, for a record of `clean_record`, which is not checked again."""
+    width, height, regions = record["width"], record["height"], record["regions"]
+    image = open_stored_image(open_image(record["image"]), f"{where}: {record['image']}", (width, height))
+    boxes = [
+        check_box(region["box"], height, width, where).tolist() if "box" in region else None for region in regions
+    ]
+    return {
+        "image": image,
+        "image_id": record["image_id"],
+        "captions": list(record["captions"]),
+        "long_captions": list(record["long_captions"]),
+        "masks": [
+            region["mask"] if box is None else box_to_mask(box, height, width) for region, box in zip(regions, boxes)
+        ],
+        "boxes": boxes,
+        "texts": [region["text"] for region in regions],
+        "object_texts": [region.get("object_text") for region in regions],
+        "categories": [region.get("category") for region in regions],
+        "hard_negatives": [list(region["hard_negatives"]) for region in regions],
+    }
+
+
+def open_stored_image(file: str | os.PathLike | bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """Reads an image by the rules of `PixCLIPImageProcessor`, but as stored: masks are drawn on those pixels.
+
+    Args:
+        file: Path of the file, or its bytes.
+        name: How error messages call this image.
+        size: Width and height that its entry says.
+
+    Returns:
+        `PIL.Image.Image` of mode RGB.
+
+    Raises:
+        ValueError: If the image cannot be read, is too large or is not of that size.
+    """
+    image = read_image(file, name, upright=False)
+    if size is not None and image.size != size:
+        raise ValueError(
+            f"{name} is {image.width} pixels wide and {image.height} high, but its entry says {size[0]} and {size[1]}."
+        )
+    return image
+
+
+def check_relative_path(path: str, name: str, root: str) -> None:
+    """Raises a `ValueError` that calls the path `name` if it is not one below the folder `root`."""
+    # Both separators and drive letters, so that a file means the same on every system.
+    parts = PureWindowsPath(path)
+    if parts.anchor or ".." in parts.parts or not parts.parts:
+        raise ValueError(f"{name} is {path!r}; accepted is a path below {root}, relative to it.")
+
+
+def check_texts(texts: list[Any], name: str, kind: str) -> None:
+    """Raises a `ValueError` that names the first of the texts that is not a non-empty string."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not is_text(text):
+            raise ValueError(f"{name}[{number}] is {text!r}; {kind} is a non-empty string.")
+
+
+def is_text(text: str) -> bool:
+    """Whether a string is not blank and has a UTF-8 form: JSON can hold half a surrogate pair, which has none."""
+    return bool(text.strip()) and text.encode("utf-8", "ignore").decode("utf-8") == text
+
+
+def _check_keys(item: Any, keys: dict[str, tuple[Any, str, bool]], where: str) -> None:
+    if not isinstance(item, Mapping):
+        raise ValueError(f"{where} is a {type(item).__name__}; accepted is an object with the keys {sorted(keys)}.")
+    for key in item:
+        if key not in keys:
+            raise ValueError(f"{where}: key {key!r} is unknown; accepted are {sorted(keys)}.")
+    for key, (kind, accepted, required) in keys.items():
+        if key not in item:
+            if required:
+                raise ValueError(f"{where}: key {key!r} is missing; it is {accepted}.")
+        elif not isinstance(item[key], kind) or isinstance(item[key], bool):
+            raise ValueError(f"{where}: key {key!r} is {item[key]!r}; accepted is {accepted}.")
