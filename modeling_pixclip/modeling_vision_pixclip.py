@@ -321,7 +321,12 @@ class PixCLIPVisionPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": PixCLIPVisionEncoderLayer, "attentions": PixCLIPVisionAttention}
     _input_embed_layer = "patch_embedding"
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_(scale|bias)", r"^ranking_margin$", r"^visual_projection\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^text_model\.",
+        r"^logit_(scale|bias)",
+        r"^ranking_margin$",
+        r"^visual_projection\.",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module):

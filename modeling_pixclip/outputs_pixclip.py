@@ -127,14 +127,18 @@ class PretrainingEmbeddings(ModelOutput):
                 if isinstance(value, torch.Tensor):
                     shift = offsets.get(_INDEXED.get(field.name), 0)
                     # -1 stands for none.
-                    joined.setdefault(field.name, []).append(torch.where(value < 0, value, value + shift) if shift else value)
+                    joined.setdefault(field.name, []).append(
+                        torch.where(value < 0, value, value + shift) if shift else value
+                    )
             for reason, count in (part.skipped or {}).items():
                 skipped[reason] = skipped.get(reason, 0) + count
             offsets["num_regions"] += part.num_regions
             offsets["num_texts"] += len(part.text_embeds)
             uneven = sorted(name for name, values in joined.items() if len(values) != number + 1)
             if uneven:
-                raise ValueError(f"part {number} and those before it do not all have {uneven}; accepted: the same views.")
+                raise ValueError(
+                    f"part {number} and those before it do not all have {uneven}; accepted: the same views."
+                )
         return cls(
             **{name: torch.cat(values) for name, values in joined.items()},
             scales=parts[0].scales,

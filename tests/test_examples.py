@@ -2,32 +2,27 @@
 """The main job as a user runs it, and the retrieval figures that it prints."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import backbone_config, clip_vision_config
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModel,
-    AutoModelForPreTraining,
-    AutoProcessor,
-    CLIPConfig,
-    CLIPModel,
-    PreTrainedTokenizerFast,
+from tiny_pretraining import DATA, ROOT, losses, make_workspace, pretrain
+from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, CLIPConfig, CLIPModel
+
+from modeling_pixclip import (
+    get_objective_preset,
+    write_region_parquet,
+    write_region_webdataset,
 )
 
-import modeling_pixclip  # noqa: F401
 
-
-ROOT = Path(__file__).parents[1]
-DATA = ROOT / "examples" / "data" / "coco_regions"
 sys.path.insert(0, str(ROOT / "examples"))
-from region_retrieval import RegionEmbeddings, region_retrieval_metrics, text_rank  # noqa: E402
+from region_retrieval import RegionEmbeddings, region_retrieval_metrics, text_rank
+from run_pretraining import main
 
 
 TERMS = {"loss", "loss_global", "loss_crop", "loss_local"}
@@ -89,55 +84,20 @@ def test_metrics_without_two_regions_of_a_photo():
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A folder with a tiny text backbone, the first photos of the sample, and a configuration."""
-    folder = tmp_path_factory.mktemp("pretraining")
-    torch.manual_seed(0)
-    words = sorted({word for line in (DATA / "train.jsonl").open(encoding="utf-8") for word in line.split()})[:55]
-    vocabulary = {word: index for index, word in enumerate(["[pad]", "[unk]", *words])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[pad]", unk_token="[unk]")
-    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
-    tokenizer.save_pretrained(folder / "llm")
-    AutoModel.from_config(backbone_config("llama", max_position_embeddings=512)).save_pretrained(folder / "llm")
-    for name, count in (("train", 6), ("heldout", 5)):
-        lines = (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-        for line in lines:
-            file = json.loads(line)["image"]
-            (folder / "images").mkdir(exist_ok=True)
-            (folder / file).write_bytes((DATA / file).read_bytes())
-        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    config = json.loads((ROOT / "examples/configs/coco_regions.json").read_text(encoding="utf-8"))
-    config["vision_config"].update(
-        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    )
-    config.update(
-        {
-            "text_backbone": str(folder / "llm"),
-            "text_template": "{text}",
-            "cache_dir": str(folder / "cache"),
-            "train_file": str(folder / "train.jsonl"),
-            "eval_file": str(folder / "heldout.jsonl"),
-            "num_train_epochs": 2,
-            "per_device_train_batch_size": 3,
-            "logging_steps": 1,
-            "eval_strategy": "epoch",
-            "save_strategy": "epoch",
-        }
-    )
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
+    return make_workspace(tmp_path_factory.mktemp("pretraining"))
 
 
-def pretrain(*arguments, timeout=600):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "run_pretraining.py"), *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory):
+    """A workspace whose data have captions, long captions and hard negatives."""
+    options = {"per_device_train_batch_size": 2, "num_train_epochs": 1, "save_strategy": "no", "warmup_steps": 0}
+    return make_workspace(tmp_path_factory.mktemp("rich"), photos=(("train", 4), ("heldout", 3)), rich=True, **options)
+
+
+def train(folder, name, *options):
+    """Trains in this process, which spares the imports; returns the output folder."""
+    main([str(folder / "config.json"), "--output_dir", str(folder / name), *map(str, options)])
+    return folder / name
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +177,7 @@ def test_a_second_run_goes_on_where_the_first_ended(finished, workspace):
     ("arguments", "message"),
     [
         (["--text_template", "about: {text}"], "text_template was '{text}' and is 'about: {text}'"),
-        (["--objective", '{"local_weight": 0.0}'], "objective was {} and is {'local_weight': 0.0}"),
+        (["--objective", '{"local_weight": 0.0}'], "objective.local_weight was 1.0 and is 0.0"),
     ],
 )
 def test_a_run_does_not_go_on_as_another_one(finished, workspace, arguments, message):
@@ -247,7 +207,7 @@ def test_starts_from_a_clip_checkpoint(workspace):
         ROOT / "examples/configs/from_clip.json",
         *("--train_file", workspace / "train.jsonl", "--eval_file", workspace / "heldout.jsonl"),
         *("--output_dir", workspace / "from_clip", "--cache_dir", workspace / "cache", "--num_train_epochs", "1"),
-        *("--vision_model", workspace / "clip", "--text_backbone", workspace / "llm", "--learning_rate", "0"),
+        *("--vision_model", workspace / "clip", "--text_backbone", workspace / "llm", "--learning_rate", "1e-12"),
     )
     assert run.returncode == 0, run.stderr
     model = AutoModel.from_pretrained(workspace / "from_clip")
@@ -255,45 +215,6 @@ def test_starts_from_a_clip_checkpoint(workspace):
     with torch.no_grad():
         expected = clip.eval().get_image_features(pixels).pooler_output
         torch.testing.assert_close(model.get_image_features(pixels).pooler_output, expected, atol=1e-5, rtol=0)
-
-
-def test_more_than_one_process_is_refused(workspace):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run = subprocess.run(
-        [*command, ROOT / "examples/run_pretraining.py", workspace / "config.json", "--output_dir", workspace / "two"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode != 0 and "the run has 2 processes" in run.stderr and not (workspace / "two").exists()
-
-
-@pytest.mark.slow
-def test_killed_runs_go_on_and_end(workspace):
-    """Killed again and again, at moments that fall into training, evaluation and the writing of checkpoints."""
-    folder = workspace / "killed"
-    arguments = [workspace / "config.json", "--output_dir", folder, "--num_train_epochs", 30]
-    for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "examples/run_pretraining.py"), *map(str, arguments)],
-            cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        before = set(folder.glob("checkpoint-*"))
-        while process.poll() is None and not set(folder.glob("checkpoint-*")) - before:
-            pass
-        process.kill()
-        process.wait()
-    # Whatever the kills hit, one folder is surely incomplete now.
-    (folder / "checkpoint-59").mkdir()
-    run = pretrain(*arguments)
-    assert run.returncode == 0, run.stderr
-    assert "checkpoint-59 was not written to its end" in run.stderr
-    state = json.loads((folder / "trainer_state.json").read_text())
-    assert state["global_step"] == 60
-    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == list(range(1, 61))
 
 
 def test_trainable_backbone_reads_tokens(workspace):
@@ -308,6 +229,158 @@ def test_trainable_backbone_reads_tokens(workspace):
     assert not torch.equal(trained["layers.0.mlp.up_proj.weight"], before["layers.0.mlp.up_proj.weight"])
 
 
+@pytest.mark.parametrize("preset", ["pixclip", "fg-clip-stage1", "fg-clip-stage2", "pixclip+fg", "alpha-clip", "clip"])
+def test_presets_train_their_terms(rich, preset):
+    folder = train(rich, preset, "--preset", preset)
+    weights = {name.removesuffix("_weight"): value for name, value in get_objective_preset(preset).items()}
+    terms = {
+        name for name, weight in weights.items() if name in weights and name != "hard_negative_features" and weight
+    }
+    logged = losses(folder)
+    assert len(logged) == 2
+    for entry in logged.values():
+        assert {key.removeprefix("loss_") for key in entry if key.startswith("loss_")} == terms
+        expected = sum(weights[term] * entry[f"loss_{term}"] for term in terms)
+        assert entry["loss"] == pytest.approx(expected, rel=1e-5)
+    metrics = json.loads((folder / "region_retrieval.json").read_text())["held-out"]
+    assert ({"short caption", "long caption"} <= metrics.keys()) == bool({"caption_short", "caption_long"} & terms)
+    assert metrics["no mask"]["right_of_two"] == 0.5 and metrics["true mask"]["right_of_two"] != 0.5
+    model = AutoModelForPreTraining.from_pretrained(folder)
+    assert set(model.config.term_weights) == terms
+    assert model.config.text_config.long_text_projection == ("caption_long" in terms)
+
+
+def test_options_of_the_objective_go_on_top_of_the_preset(rich):
+    objective = {"loss_type": "sigmoid", "text_intra_weight": 0.2, "ranking_margin_weight": 0.3, "region_weight": 0}
+    folder = train(rich, "sigmoid", "--preset", "fg-clip-stage2", "--objective", json.dumps(objective))
+    entry = losses(folder)[2]
+    terms = {"caption_long", "caption_short", "hard_negative", "text_intra", "ranking_margin"}
+    assert {key.removeprefix("loss_") for key in entry if key.startswith("loss_")} == terms
+
+
+def as_webdataset(records, folder):
+    write_region_webdataset(records, folder / "tar", folder, samples_per_shard=2)
+    return folder / "tar" / "*.tar"
+
+
+def as_parquet(records, folder):
+    write_region_parquet(records, folder / "parquet", folder, samples_per_shard=2)
+    return folder / "parquet" / "*.parquet"
+
+
+def as_fgclip(records, folder):
+    items = []
+    for record in records:
+        regions = [
+            {
+                "bbox": [0.1, 0.2, 0.6, 0.9],
+                "short_expr": region["object_text"] or region["category"],
+                "long_expr": region["text"],
+                "flag_short_neg": 1,
+                "short_expr_negs": dict(enumerate(region["hard_negatives"])),
+            }
+            for region in record["regions"]
+        ]
+        captions = {"short_caption": record["captions"][0], "caption": record["long_captions"][0]}
+        items.append({"f_path": record["image"], **captions, "bbox_info": regions})
+    (folder / "fgclip.json").write_text(json.dumps(items))
+    return folder / "fgclip.json"
+
+
+def as_folder(records, folder):
+    from PIL import Image
+
+    from processing_pixclip import to_mask
+
+    rows = []
+    for number, record in enumerate(records):
+        for place, region in enumerate(record["regions"]):
+            name = f"mask_{number}_{place}.png"
+            mask = to_mask(region["mask"], record["height"], record["width"])
+            Image.fromarray((mask * 255).astype("uint8")).save(folder / name)
+            rows.append({"file_name": record["image"], "mask_file_name": name, "text": region["text"]})
+            rows[-1] |= {"caption": record["captions"][0], "long_caption": record["long_captions"][0]}
+            rows[-1] |= {"hard_negatives": region["hard_negatives"]}
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.mark.parametrize("write", [as_webdataset, as_parquet, as_fgclip, as_folder])
+def test_every_format_of_data_trains(rich, write):
+    records = [json.loads(line) for line in (rich / "train.jsonl").open(encoding="utf-8")]
+    path = write(records, rich)
+    folder = train(rich, write.__name__, "--preset", "fg-clip-stage2", "--train_file", path, "--eval_file", path)
+    entries = losses(folder)
+    assert len(entries) == 2 and all("loss_hard_negative" in entry for entry in entries.values())
+    metrics = json.loads((folder / "region_retrieval.json").read_text())
+    assert metrics["train"] == metrics["held-out"]
+    regions = sum(len(record["regions"]) for record in records)
+    assert metrics["train"]["chance"]["r1"] == pytest.approx(1 / regions)
+
+
+def test_a_folder_is_recognised_and_a_table_of_it(rich):
+    records = [json.loads(line) for line in (rich / "train.jsonl").open(encoding="utf-8")][:2]
+    as_folder(records, rich)
+    (rich / "metadata.jsonl").rename(rich / "two.jsonl")
+    files = ("--train_file", rich / "two.jsonl", "--eval_file", rich / "two.jsonl")
+    folder = train(rich, "table", *files, "--data_format", "folder")
+    assert len(losses(folder)) == 1
+
+
+def test_stored_text_vectors_are_those_that_are_computed(rich):
+    """Of captions and hard negatives too; of shards they are computed in any case."""
+    options = ("--preset", "pixclip+fg", "--text_vector_dtype", "float32", "--seed", 7)
+    stored = losses(train(rich, "stored", *options, "--text_vectors", "stored"))
+    computed = losses(train(rich, "computed", *options, "--text_vectors", "computed"))
+    for step, entry in stored.items():
+        assert computed[step]["loss"] == pytest.approx(entry["loss"], abs=2e-5)
+
+
+def test_optimisation_options_take_effect(rich):
+    folder = train(
+        rich,
+        "optimised",
+        *("--group_learning_rates", '{"mask_embedding": 0.01}', "--layer_decay", 0.5, "--ema_decay", 0.5),
+        *("--frozen", '{"vision": [0, 1]}', "--num_train_epochs", 2, "--lr_scheduler_type", "constant"),
+    )
+    entry = losses(folder)[1]
+    assert entry["learning_rate_mask_embedding"] == 0.01 and entry["learning_rate_adapter"] == 0.0005
+    own, averages = (load_file(path / "model.safetensors") for path in (folder, folder / "ema"))
+    assert not torch.equal(own["visual_projection.weight"], averages["visual_projection.weight"])
+    cached = train(rich, "cached", "--per_device_train_batch_size", 1, "--contrastive_batch_size", 2)
+    plain = train(rich, "plain")
+    for step, entry in losses(plain).items():
+        assert losses(cached)[step]["loss"] == pytest.approx(entry["loss"], abs=2e-5)
+
+
+def test_retrieval_is_measured_on_a_bounded_sample_that_is_always_the_same(rich):
+    metrics = [
+        json.loads((train(rich, name, "--max_eval_regions", 7) / "region_retrieval.json").read_text())
+        for name in ("bounded", "again")
+    ]
+    assert metrics[0] == metrics[1]
+    for rows in metrics[0].values():
+        assert 1 <= round(1 / rows["chance"]["r1"]) <= 7
+
+
+def test_bad_samples_are_skipped_and_written_down_until_they_are_too_many(rich, tmp_path):
+    lines = (rich / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "images").mkdir()
+    for line in lines:
+        image = json.loads(line)["image"]
+        (tmp_path / image).write_bytes((rich / image).read_bytes())
+    truncated = json.loads(lines[1])["image"]
+    (tmp_path / truncated).write_bytes((rich / truncated).read_bytes()[:2000])
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines, "{broken"]), encoding="utf-8")
+    options = ("--train_file", tmp_path / "train.jsonl")
+    folder = train(rich, "bad", *options, "--max_bad_fraction", 0.5)
+    bad = [json.loads(line) for line in (folder / "bad_samples.jsonl").open()]
+    assert [entry["image_id"] for entry in bad] == [None, json.loads(lines[1])["image_id"]]
+    assert "is not JSON" in bad[0]["reason"] and len(losses(folder)) == 2
+    with pytest.raises(RuntimeError, match=r"more than max_bad_fraction=0.3. They are listed in .*bad_samples.jsonl"):
+        train(rich, "too_bad", *options, "--max_bad_fraction", 0.3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -318,15 +391,46 @@ def test_trainable_backbone_reads_tokens(workspace):
         (["config.json", "--vision_config", "{wrong"], "--vision_config is not JSON"),
         (["config.json", "--vision_config", '{"hiden_size": 64}'], "hiden_size"),
         (["config.json", "--objective", '{"local_wieght": 0}'], "local_wieght"),
-        (["config.json", "--train_file", "absent.jsonl"], "absent.jsonl"),
+        (["config.json", "--train_file", "absent.jsonl"], "there is no 'absent.jsonl'"),
+        (["config.json", "--train_file", "absent/*.tar"], "no file matches 'absent/*.tar'"),
+        (["config.json", "--train_file", "data.xml"], "cannot be told by its extension '.xml'; accepted are .jsonl"),
         (["config.json", "--text_template", "no slot"], "text_template is 'no slot'"),
+        (
+            ["config.json", "--preset", "fg-clip"],
+            "there is no objective preset 'fg-clip'; accepted are 'pixclip', 'fg",
+        ),
+        (["config.json", "--data_format", "tar"], "--data_format is 'tar'; accepted are 'auto', 'jsonl'"),
+        (["config.json", "--max_eval_regions", "0"], "--max_eval_regions is 0"),
+        (["config.json", "--frozen", '{"visoin": [0, 5]}'], "there is no group of parameters 'visoin'"),
+        (["config.json", "--contrastive_batch_size", "4"], "accepted are multiples of 3"),
+        (
+            ["config.json", "--text_vectors", "stored", "--text_config", '{"backbone_training": "full"}'],
+            "text backbone",
+        ),
+        # What an objective reads and the data do not have.
+        (
+            ["config.json", "--preset", "fg-clip-stage2"],
+            "has captions (for caption_short), long_captions (for caption_long), hard_negatives (for hard_negative). Add",
+        ),
+        (
+            ["config.json", "--preset", "clip"],
+            "choose another preset, or leave the terms out: --objective '{\"caption_",
+        ),
+        (["config.json", "--train_file", "no_regions.jsonl"], "has regions (for global, crop, local)"),
     ],
 )
-def test_wrong_input_says_what_is_wrong(workspace, arguments, message):
+def test_wrong_input_says_what_is_wrong(workspace, arguments, message, capsys):
     (workspace / "wrong.json").write_text('{"colour": "red"}')
-    paths = [str(workspace / argument) if argument.endswith(".json") else argument for argument in arguments]
-    run = pretrain(*paths)
-    assert run.returncode != 0 and message in run.stderr
+    records = [json.loads(line) for line in (workspace / "train.jsonl").open(encoding="utf-8")]
+    lines = [json.dumps({**record, "captions": [], "regions": []}) for record in records]
+    (workspace / "no_regions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    ours = ("config.json", "wrong.json", "absent.json", "no_regions.jsonl")
+    arguments = [str(workspace / argument) if argument in ours else argument for argument in arguments]
+    if arguments[0].endswith("config.json"):
+        arguments += ["--output_dir", str(workspace / "wrong")]
+    with pytest.raises((SystemExit, ValueError, TypeError, OSError)) as raised:
+        main(arguments)
+    assert message in str(raised.value) + capsys.readouterr().err
 
 
 @pytest.mark.slow

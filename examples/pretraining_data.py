@@ -1,0 +1,241 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Data of `run_pretraining.py`: readers by format, the sample that is evaluated, and whether the objective finds its parts."""
+
+import logging
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset
+
+from modeling_pixclip import BadSampleLog, RegionJsonlDataset, RegionStream, SkipBadSamples
+from processing_pixclip import FGCLIPDataset, RegionFolderDataset
+
+
+logger = logging.getLogger(__name__)
+
+# By the extension of the file, or of the shards; a folder has none.
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".tar": "webdataset",
+    ".parquet": "parquet",
+    ".json": "fgclip",
+    ".csv": "folder",
+    "": "folder",
+}
+_SHARDS = ("webdataset", "parquet")
+DATA_FORMATS = ("auto", *dict.fromkeys(_FORMATS.values()))
+# Samples that are looked at to find out whether the data have what the objective reads.
+_LOOKED_AT = 200
+
+
+def data_format_of(path: str, data_format: str) -> str:
+    """Format of a file or of a pattern of shards, by its extension if `data_format` is `"auto"`."""
+    if data_format != "auto":
+        return data_format
+    extension = "" if os.path.isdir(path) else os.path.splitext(path)[1]
+    if extension not in _FORMATS:
+        accepted = ", ".join(f"{extension or 'a folder'} ({name})" for extension, name in _FORMATS.items())
+        raise ValueError(
+            f"the format of {path!r} cannot be told by its extension {extension!r}; accepted are {accepted}, or "
+            f"--data_format with one of these names."
+        )
+    return _FORMATS[extension]
+
+
+def open_training_data(
+    path: str, data_format: str, image_root: str | None, bad_samples: BadSampleLog, shuffle_buffer: int, seed: int
+) -> Dataset:
+    """
+    The reader of a data set, which skips bad samples: a `RegionStream` for shards, else map-style.
+
+    Args:
+        path: A file, a folder with a table, a table of a folder, or a pattern of shards.
+        data_format: One of `DATA_FORMATS`.
+        image_root: Folder that paths of images are relative to, if not that of `path`.
+        bad_samples: Where bad samples are counted.
+        shuffle_buffer, seed: Of shards; `seed` also draws the expressions of FG-CLIP's regions.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the format is not known, or the data cannot be read.
+    """
+    data_format = data_format_of(path, data_format)
+    if data_format in _SHARDS:
+        return RegionStream(path, data_format, shuffle_buffer, seed, bad_samples, image_root)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no {path!r}; a relative path is one from {os.getcwd()}.")
+    if data_format == "folder":
+        is_folder = os.path.isdir(path)
+        folder = image_root or (path if is_folder else Path(path).parent)
+        reader = RegionFolderDataset(folder, None if is_folder else path)
+    elif data_format == "fgclip":
+        reader = FGCLIPDataset(path, image_root, seed=seed, bad_samples=bad_samples)
+        if reader.rejected or reader.repaired:
+            logger.warning("%s: left out: %s; changed: %s", path, dict(reader.rejected), dict(reader.repaired))
+    else:
+        reader = RegionJsonlDataset(path, image_root, bad_samples)
+    return SkipBadSamples(reader, bad_samples)
+
+
+class FirstSamples(Dataset):
+    """Samples of a stream, held in memory."""
+
+    def __init__(self, samples: list[Any]):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.samples[index]
+
+
+class ChosenSamples(Dataset):
+    """Some samples of a map-style data set, read when they are indexed."""
+
+    def __init__(self, dataset: Dataset, indices: list[int]):
+        self.dataset = dataset
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.indices[index]]
+
+
+def evaluation_sample(dataset: Dataset, max_regions: int, captions: bool, seed: int = 0) -> Dataset:
+    """
+    Images to measure retrieval on, always the same ones: all of them, or at random as many as have `max_regions`.
+
+    Of shards the first images are taken, and held in memory, about 1 MB each.
+
+    Args:
+        dataset: A reader.
+        max_regions: Most regions in all, at least one image; images without regions count as one.
+        captions: Whether images without regions are of use, for their captions.
+        seed: Of the random choice.
+
+    Raises:
+        ValueError: If there is no image of use.
+    """
+    stream = isinstance(dataset, IterableDataset)
+    order = list(range(0 if stream else len(dataset)))
+    random.Random(seed).shuffle(order)
+    chosen, regions = [], 0
+    for place, sample in enumerate(dataset) if stream else ((index, dataset[index]) for index in order):
+        has_captions = bool(sample["captions"] or sample.get("long_captions"))
+        if not sample["masks"] and not (captions and has_captions):
+            continue
+        regions += max(1, len(sample["masks"]))
+        if chosen and regions > max_regions:
+            break
+        chosen.append((place, sample if stream else None))
+    if not chosen:
+        raise ValueError(f"no sample of {_name(dataset)} has a region{' or a caption' if captions else ''}.")
+    if stream:
+        return FirstSamples([sample for _, sample in chosen])
+    return ChosenSamples(dataset, sorted(place for place, _ in chosen))
+
+
+def first_samples(dataset: Dataset, count: int = _LOOKED_AT) -> Iterator[dict[str, Any]]:
+    """The first samples of a data set, or its records where reading them needs no image."""
+    if not isinstance(dataset, IterableDataset):
+        for record in _records(dataset):
+            regions = record["regions"]
+            yield {
+                "captions": record.get("captions", []),
+                "long_captions": record.get("long_captions", []),
+                "regions": len(regions),
+                "hard_negatives": [text for region in regions for text in region.get("hard_negatives", [])],
+            }
+        return
+    for _, sample in zip(range(count), dataset):
+        yield {
+            "captions": sample["captions"],
+            "long_captions": sample.get("long_captions", []),
+            "regions": len(sample["masks"]),
+            "hard_negatives": [text for texts in sample.get("hard_negatives", []) for text in texts],
+        }
+
+
+# What the terms read, beside texts of regions.
+_READERS = {
+    "captions": ("caption_short",),
+    "long_captions": ("caption_long",),
+    "regions": ("global", "crop", "local", "region", "text_intra"),
+    "hard_negatives": ("hard_negative", "ranking_margin"),
+}
+
+
+def check_parts(dataset: Dataset, config: Any, preset: str) -> None:
+    """
+    Compares a data set with what the objective reads; reports how many samples have each part.
+
+    Args:
+        dataset: A reader; of one that must open images only the first samples are looked at.
+        config: The `PixCLIPConfig`.
+        preset: How messages call the objective.
+
+    Raises:
+        ValueError: If no sample has a part that a term of the objective reads.
+    """
+    counts, looked_at = Counter(), 0
+    for sample in first_samples(dataset):
+        looked_at += 1
+        counts.update(part for part in _READERS if sample[part])
+    shares = ", ".join(f"{counts[part]} have {part}" for part in _READERS)
+    logger.info("%s: of %d samples %s", _name(dataset), looked_at, shares)
+    if not config.batch_parts["captions"]:
+        # An image without regions enters whole, with a caption.
+        counts["regions"] += counts["captions"]
+    missing = {
+        part: [term for term in terms if term in config.term_weights]
+        for part, terms in _READERS.items()
+        if not counts[part]
+    }
+    missing = {part: terms for part, terms in missing.items() if terms}
+    if missing:
+        parts = ", ".join(f"{part} (for {', '.join(terms)})" for part, terms in missing.items())
+        weights = ", ".join(f'"{term}_weight": 0' for terms in missing.values() for term in terms)
+        raise ValueError(
+            f"the objective (--preset {preset}) reads what the data do not have: none of the {looked_at} samples of "
+            f"{_name(dataset)} that were looked at has {parts}. Add it to the data, choose another preset, or leave the "
+            f"terms out: --objective '{{{weights}}}'."
+        )
+
+
+def texts_of(dataset: Dataset, captions: bool, long_captions: bool, hard_negatives: bool) -> list[str]:
+    """Every text that the collator may ask the text vectors for; the whole data set's of one with records."""
+    texts: dict[str | None, None] = {}
+    for record in dataset.samples if isinstance(dataset, FirstSamples) else _records(dataset):
+        regions = record.get("regions", [])
+        for region in regions:
+            # FG-CLIP's regions have a long and a short text, of which either may be the region's.
+            texts |= dict.fromkeys(region.get(key) for key in ("text", "object_text", "long", "short"))
+        texts |= dict.fromkeys([*record.get("texts", []), *record.get("object_texts", [])])
+        if hard_negatives:
+            negatives = [region.get("hard_negatives", []) for region in regions] + record.get("hard_negatives", [])
+            texts |= dict.fromkeys(text for of_region in negatives for text in of_region)
+        texts |= dict.fromkeys(record.get("captions", []) if captions else [])
+        texts |= dict.fromkeys(record.get("long_captions", []) if long_captions else [])
+    return [text for text in texts if text is not None]
+
+
+def _records(dataset: Dataset) -> list[dict[str, Any]]:
+    """Of the reader under the wrappers of this module and of `SkipBadSamples`."""
+    while not hasattr(dataset, "records"):
+        dataset = dataset.dataset
+    return dataset.records
+
+
+def _name(dataset: Any) -> str:
+    inner = getattr(dataset, "dataset", dataset)
+    paths = getattr(inner, "paths", None)
+    return str(
+        getattr(inner, "path", None) or (paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more")
+    )
