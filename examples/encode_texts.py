@@ -237,8 +237,9 @@ def read_json_lines(path: Path, field: str) -> Iterator[tuple[str, Any]]:
 
 
 def read_region_record(record: dict[str, Any], place: str) -> Iterator[tuple[str, Any]]:
-    for number, caption in enumerate(record.get("captions") or []):
-        yield f"{place}: captions[{number}]", caption
+    for key in ("captions", "long_captions"):
+        for number, caption in enumerate(record.get(key) or []):
+            yield f"{place}: {key}[{number}]", caption
     for number, region in enumerate(record["regions"]):
         if not isinstance(region, dict) or "text" not in region:
             yield f"{place}: regions[{number}]", Rejected("a region without text")
@@ -246,6 +247,8 @@ def read_region_record(record: dict[str, Any], place: str) -> Iterator[tuple[str
         yield f"{place}: regions[{number}]", region["text"]
         if region.get("object_text") is not None:
             yield f"{place}: regions[{number}]", region["object_text"]
+        for negative in region.get("hard_negatives") or []:
+            yield f"{place}: regions[{number}]", negative
 
 
 def read_coco_captions(path: Path, field: str) -> Iterator[tuple[str, Any]]:

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import torch
 from caption_retrieval import Captions, caption_retrieval_metrics, read_captions
-from run_pretraining import checkpoint_to_go_on_from, refuse_several_processes, take_json_defaults, write_json
+from pretraining_arguments import take_json_defaults
+from run_pretraining import checkpoint_to_go_on_from, write_json
 from safetensors.torch import save_file
 from text_backbone import resolve_text_backbone
 from torch import nn
@@ -33,6 +34,7 @@ from torch.utils.data import Dataset
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from modeling_pixclip import (
+    CheckpointIntegrityCallback,
     PixCLIPImageProcessor,
     PixCLIPProcessor,
     PixCLIPTextModel,
@@ -164,6 +166,16 @@ def _expect_adapters_alone(model: nn.Module, incompatible_keys):
         )
 
 
+def refuse_several_processes(parser: HfArgumentParser, training: TrainingArguments):
+    # The Trainer itself counts one process where a launcher starts several on CPUs.
+    processes = max(training.world_size, int(os.environ.get("WORLD_SIZE", "1")))
+    if processes > 1 or training.n_gpu > 1:
+        parser.error(
+            f"the run has {processes} processes, with {training.n_gpu} GPUs each; the contrastive batch of captions does "
+            "not span processes. Start one process, on one GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
+
+
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, CaptionTrainingArguments]:
     parser = HfArgumentParser((ModelArguments, DataArguments, CaptionTrainingArguments), description=__doc__)
     arguments = take_json_defaults(parser, arguments)
@@ -268,11 +280,10 @@ def main(arguments: list[str] | None = None) -> None:
         args=training_arguments,
         data_collator=CaptionCollator(captions, processor, data_arguments.captions_per_image),
         train_dataset=train_dataset,
+        callbacks=[CheckpointIntegrityCallback()],
     )
     # Outside of the Trainer's autocast: rounding to bfloat16 would make ties of a raw LLM's vectors, which are all alike.
     metrics = raw_readings(model, processor, measured)
-    if checkpoint is not None:
-        logger.info("Going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
 

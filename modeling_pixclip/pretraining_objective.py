@@ -23,6 +23,13 @@ logger = logging.get_logger(__name__)
 
 # Which embedding of PretrainingEmbeddings each term is about.
 _CONTRASTED = {"global": "region_embeds", "crop": "crop_embeds", "region": "pooled_embeds"}
+# What the objective leaves out, by the name that it is counted under.
+_SKIPPED = {
+    "empty_masks": "Regions without a pixel have no features and are left out of the loss; look for them in the data.",
+    "empty_boxes": "Regions whose box has no area within the image are left out of the loss; look for them in the data.",
+    "empty_batches": "A batch without pairs for any term of the objective, in all processes, has a loss of 0; filter "
+    "images without regions and captions out of the data.",
+}
 
 
 @dataclass
@@ -298,14 +305,10 @@ class PretrainingObjective:
         for reason, count in skipped.items():
             before = self._skipped_in_all[reason]
             self._skipped_in_all[reason] += count
-            # At 1, 10, 100, ...: a share of bad regions shows, and does not fill the log.
+            # At 1, 10, 100, ...: a share of bad data shows, and does not fill the log.
             if len(str(before)) < len(str(before + count)) or (count and not before):
-                logger.warning(
-                    f"{before + count} regions in all were left out of the loss so far: {reason}. Such a region has no "
-                    "features; look for it in the data."
-                )
+                logger.warning(f"{reason}: {before + count} so far. {_SKIPPED[reason]}")
 
-    @torch.compiler.disable(recursive=False)
     def _run_views(
         self, views: dict[str, _View], **kwargs
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Any]:
@@ -391,14 +394,11 @@ class PretrainingObjective:
                 losses[name], rows[name] = pairs
         if not losses:
             raise ValueError(self._nothing_to_do())
-        self._warn_of_skipped(embeddings.skipped)
         counts = global_count(list(rows.values()), device=embeddings.text_embeds.device)
         counts = dict(zip(rows, counts.tolist()))
-        if not any(counts.values()):
-            logger.warning_once(
-                f"a batch has no pairs for any term of the objective ({', '.join(losses)}); its loss is 0. Filter images "
-                "without regions and captions out of the data."
-            )
+        # Of all processes together, so that one of them counts it.
+        embeddings.skipped["empty_batches"] = int(not any(counts.values()) and process_rank() == 0)
+        self._warn_of_skipped(embeddings.skipped)
         weights = self.config.term_weights
         loss = sum(weights[name] * value for name, value in losses.items())
         return loss, {name: value.detach() for name, value in losses.items() if counts[name]}

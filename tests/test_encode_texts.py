@@ -138,14 +138,16 @@ def test_training_finds_the_vectors(llm, tmp_path, options):
     files = [str(DATA / name) for name in ("heldout.jsonl", "train.jsonl")]
     encode(tmp_path / "llm", tmp_path, *files, options=options)
     arguments = ["--train_file", files[0], "--output_dir", str(tmp_path), "--text_backbone", str(tmp_path / "llm")]
-    model_arguments, data_arguments, _ = run_pretraining.parse_arguments([*arguments, *options])
+    model_arguments, data_arguments, _ = run_pretraining.parse_arguments([*arguments, *options], "")
     model = run_pretraining.build_model(model_arguments, str(tmp_path / "llm"))
     processor = run_pretraining.build_processor(data_arguments, model, str(tmp_path / "llm"))
     store = TextFeatureStore(tmp_path, model.text_model, processor, dtype=model_arguments.text_vector_dtype)
     assert store.folder == TextFeatureStore.open(tmp_path).folder
     assert store.description["backbone"] == str(tmp_path / "llm")
     for file in files:
-        assert not list(store.missing(run_pretraining.texts_of(RegionJsonlDataset(file), training=True)))
+        dataset = RegionJsonlDataset(file)
+        texts = run_pretraining.texts_of(dataset, captions=True, long_captions=True, hard_negatives=True)
+        assert len(texts) > 100 and not list(store.missing(texts))
 
 
 @pytest.mark.parametrize(

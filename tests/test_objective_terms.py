@@ -251,7 +251,8 @@ def test_nothing_at_all_is_a_loss_of_zero_with_a_warning(caplog):
     model = tiny_model("pixclip")
     outputs = check_finite(model, without_regions(full_batch()))
     assert float(outputs.loss.detach()) == 0 and not outputs.loss_terms
-    assert "no pairs for any term of the objective (global, crop, local)" in caplog.text
+    assert outputs.skipped["empty_batches"] == 1
+    assert "empty_batches: 1 so far. A batch without pairs for any term" in caplog.text
     captionless = {**full_batch(), "short_caption_index": torch.full((3,), -1)}
     assert float(check_finite(tiny_model("clip"), captionless).loss.detach()) == 0
 
@@ -279,8 +280,8 @@ def spoil(batch, row, box=None, mask=None):
 def test_spoilt_regions_are_left_out_counted_and_named(damage, reason, kept, caplog):
     model, batch = tiny_model(), full_batch()
     outputs = check_finite(model, spoil(batch, 2, **damage))
-    assert outputs.skipped == {"empty_masks": 0, "empty_boxes": 0} | {reason: 1}
-    assert f"1 regions in all were left out of the loss so far: {reason}" in caplog.text
+    assert outputs.skipped == {"empty_masks": 0, "empty_boxes": 0, "empty_batches": 0} | {reason: 1}
+    assert f"{reason}: 1 so far. Regions" in caplog.text
     whole, less = values(model(**batch).loss_terms), values(model(**without_regions(batch, (0, 1, 3))).loss_terms)
     found = values(outputs.loss_terms)
     for name, stays in kept.items():
@@ -304,7 +305,7 @@ def test_every_region_spoilt(caplog):
         batch = spoil(batch, row, box=[0.4, 0.2, 0.4, 0.8], mask=0.0)
     outputs = check_finite(tiny_model(), batch)
     assert outputs.loss_terms.keys() == {"caption_long", "caption_short", "text_intra"}
-    assert outputs.skipped == {"empty_masks": 4, "empty_boxes": 4}
+    assert outputs.skipped == {"empty_masks": 4, "empty_boxes": 4, "empty_batches": 0}
 
 
 def test_warnings_of_spoilt_regions_do_not_fill_the_log(caplog):
@@ -312,7 +313,7 @@ def test_warnings_of_spoilt_regions_do_not_fill_the_log(caplog):
     with torch.no_grad():
         for _ in range(25):
             model(**batch)
-    counts = [int(line.split()[0]) for line in caplog.messages if "left out of the loss" in line]
+    counts = [int(line.split()[1]) for line in caplog.messages if "left out of the loss" in line]
     assert counts == [1, 10]
 
 

@@ -301,14 +301,14 @@ def test_a_killed_run_ends_like_one_that_was_not(workspace, finished, caplog):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while process.poll() is None and not (folder / "checkpoint-20" / "trainer_state.json").is_file():
+    while process.poll() is None and not (folder / "checkpoint-20" / "checkpoint_manifest.json").is_file():
         time.sleep(0.02)
     process.kill()
     process.wait()
     assert not (folder / "caption_retrieval.json").exists()
     (folder / "checkpoint-9999").mkdir()
     fine_tune(workspace, "--output_dir", folder)
-    assert "Going on from" in caplog.text and "checkpoint-9999 was not written to its end" in caplog.text
+    assert "Going on from" in caplog.text and "checkpoint-9999 is incomplete and is passed over" in caplog.text
     assert "1 of 9 images have one caption and are left out" in caplog.text
     histories = [
         [
