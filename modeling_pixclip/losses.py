@@ -248,7 +248,10 @@ def cosine_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
     """
     if len(student) != len(teacher):
         raise ValueError(f"{len(student)} student rows for {len(teacher)} teacher rows; accepted: one each.")
-    return global_mean(1 - nn.functional.cosine_similarity(student, teacher, dim=-1))
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    # Close to 1, a cosine in bfloat16 says nothing about the distance.
+    with maybe_autocast(student.device.type, enabled=False):
+        return global_mean(1 - nn.functional.cosine_similarity(student.to(dtype), teacher.to(dtype), dim=-1))
 
 
 def check_rows(values: torch.Tensor, name: str, rows: int):

@@ -417,7 +417,8 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
             long_text_mask (`torch.BoolTensor` of shape `(T,)`, *optional*): Which texts take the long path of a text
                 tower that has one, see [`PixCLIPTextModel.add_long_text_path`].
             backbone_embeds (`torch.Tensor` of shape `(T, backbone width)`, *optional*): In place of `input_ids`.
-            return_loss (`bool`, *optional*): Return the symmetric contrastive loss.
+            return_loss (`bool`, *optional*): Return the symmetric InfoNCE, whatever the objective is, with the
+                configuration's `multi_positive` and `gather`.
             **kwargs: Those of every Transformers model, such as `output_hidden_states`. Further inputs of
                 [`PixCLIPForPreTraining`] may be among them and are not used.
 
@@ -445,7 +446,8 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
         if return_loss:
             text_index = pair_index(region_text_index, len(image_embeds), len(text_embeds), image_embeds.device)
             # Other processes number their texts from 0 too.
-            loss = contrastive_loss(image_embeds, text_embeds[text_index], scale, text_index + (process_rank() << 32))
+            text_ids = text_index + (process_rank() << 32) if self.config.multi_positive else None
+            loss = contrastive_loss(image_embeds, text_embeds[text_index], scale, text_ids, gather=self.config.gather)
         return PixCLIPOutput(
             loss=loss,
             logits_per_image=logits_per_text.T,
@@ -459,17 +461,25 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
 
 class PixCLIPForPreTraining(PretrainingObjective, PixCLIPModel):
     """
-    PixCLIP with its training objective: the branches `global`, `crop` and `local` (arXiv 2511.04601, section 3).
+    PixCLIP with its training objective: a weighted sum of terms, of PixCLIP (arXiv 2511.04601, section 3), FG-CLIP
+    (arXiv 2505.05071, section 3) and FG-CLIP 2 (arXiv 2510.10921). E is an image's embedding, D its dense map.
 
-    | branch | aligns |
+    | term | aligns |
     |---|---|
-    | `global` | InfoNCE between E(image, mask) and the region's text; a whole image is a mask of ones with its caption |
-    | `crop` | InfoNCE between E(context crop, its mask) and the object-level text |
-    | `local` | the dense map of (image, mask) pooled over the region against E(crop), by 1 - cosine, or against the text |
+    | `global` | E(image, mask) and the region's text; a whole image is a mask of ones with its caption |
+    | `crop` | E(context crop, its mask) and the object-level text |
+    | `local` | D(image, mask) pooled over the region and E(crop), by 1 - cosine, or the region's text |
+    | `caption_long`, `caption_short` | E(image) and the image's long or short caption |
+    | `region` | D(image) pooled over the region and the region's text |
+    | `hard_negative` | the region and its text rather than its hard negatives |
+    | `ranking_margin` | the same as a hinge, with the mean gap of the batch before as margin |
+    | `text_intra` | no two: it pushes region texts that are near each other apart |
 
-    A branch of weight 0 is removed, one whose inputs are absent from a batch is skipped. Pooling, teacher,
-    stop-gradient and weights are fields of [`PixCLIPConfig`]; the paper does not state them publicly.
-    Checkpoints are the same as [`PixCLIPModel`]'s. Trains with the plain [`Trainer`] and `PixCLIPDataCollator`.
+    A term of weight 0 is removed, one whose inputs are absent from a batch is skipped; the weights and all that the
+    papers leave open are fields of [`PixCLIPConfig`], and [`get_objective_preset`] sets them as a paper does. `region`
+    and `hard_negative` have temperatures of their own, and the sigmoid loss a bias, which are in the checkpoint beside
+    the weights of [`PixCLIPModel`]; either class loads the other's. Trains with the plain [`Trainer`] and
+    `PixCLIPDataCollator`, on one process or many.
 
     Example:
         >>> import torch

@@ -3,7 +3,7 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,6 +110,10 @@ class PretrainingObjective:
         r"""
         B images, R regions, T texts. A term whose inputs a batch lacks is left out of the loss.
 
+        In several processes every one has to call it, evaluation included, because the losses are of all their pairs;
+        `return_loss=False` or `return_embeddings=True` do not wait for others. For the Trainer's evaluation set
+        `prediction_loss_only=True` there: it cannot gather embeddings of different numbers of regions.
+
         Args:
             input_ids, pixel_values, attention_mask, pooling_mask, long_text_mask, mask_values, region_image_index,
                 region_text_index, backbone_embeds: As in [`PixCLIPModel.forward`].
@@ -200,6 +204,7 @@ class PretrainingObjective:
         )
 
     def _scales(self) -> dict[str, torch.Tensor]:
+        self._check_parameters()
         bound = math.log(self.config.logit_scale_max)
         names = ("logit_scale", "logit_scale_region", "logit_scale_hard_negative")
         scales = {
@@ -211,7 +216,21 @@ class PretrainingObjective:
             scales["logit_bias"] = self.logit_bias.squeeze()
         return scales
 
-    @torch.compiler.disable(recursive=False)
+    def _check_parameters(self):
+        terms = self.config.term_weights
+        for name, field in (
+            ("logit_scale_region", "region_weight" if "region" in terms else None),
+            ("logit_scale_hard_negative", "hard_negative_weight" if "hard_negative" in terms else None),
+            ("ranking_margin", "ranking_margin_weight" if "ranking_margin" in terms else None),
+            ("logit_bias", "loss_type" if self.config.loss_type == "sigmoid" else None),
+        ):
+            if field is not None and not hasattr(self, name):
+                value = getattr(self.config, field)
+                raise ValueError(
+                    f"{field} was set to {value!r} after the model was made, which has no {name} for it. Make it with the "
+                    f"field: PixCLIPForPreTraining.from_pretrained(folder, {field}={value!r})."
+                )
+
     def _embed_images(
         self,
         pixel_values: torch.Tensor,
@@ -385,17 +404,14 @@ class PretrainingObjective:
             >>> loss, terms = model.objective(embeddings)  # doctest: +SKIP
         """
         if embeddings.text_ids is None:
-            embeddings.text_ids = self._row_numbers(embeddings)
+            embeddings = replace(embeddings, text_ids=self._row_numbers(embeddings))
         losses: dict[str, torch.Tensor] = {}
         rows: dict[str, int] = {}
-        for name in self.config.term_weights:
-            pairs = self._term_pairs(name, embeddings)
-            if pairs is not None:
-                losses[name], rows[name] = pairs
-        if not losses:
-            raise ValueError(self._nothing_to_do())
-        counts = global_count(list(rows.values()), device=embeddings.text_embeds.device)
-        counts = dict(zip(rows, counts.tolist()))
+        for name in self._terms_with_inputs(embeddings):
+            losses[name], rows[name] = self._term_pairs(name, embeddings)
+        counts = rows
+        if world_size() > 1:
+            counts = dict(zip(rows, global_count([*rows.values()], device=embeddings.text_embeds.device).tolist()))
         # Of all processes together, so that one of them counts it.
         embeddings.skipped["empty_batches"] = int(not any(counts.values()) and process_rank() == 0)
         self._warn_of_skipped(embeddings.skipped)
@@ -412,27 +428,52 @@ class PretrainingObjective:
             )
         return numbers + (process_rank() << 32)
 
-    def _term_pairs(self, name: str, embeddings: PretrainingEmbeddings) -> tuple[torch.Tensor, int] | None:
-        """Loss of a term and its number of rows in this process; `None` where the batch lacks its inputs."""
+    def _terms_with_inputs(self, embeddings: PretrainingEmbeddings) -> list[str]:
+        """Terms of the objective whose inputs the batch has, even if there are no rows in them."""
+        region = "pooled_embeds" if self.config.hard_negative_features == "region" else "region_embeds"
+        hard_negatives = ("hard_negative_text_index", "hard_negative_region_index", region)
+        needs = {
+            "global": ("region_embeds",),
+            "crop": ("crop_embeds",),
+            "local": ("local_embeds", "crop_embeds") if self.config.local_target == "crop" else ("local_embeds",),
+            "caption_long": ("long_caption_index",),
+            "caption_short": ("short_caption_index",),
+            "region": ("pooled_embeds",),
+            "hard_negative": hard_negatives,
+            "text_intra": (),
+            "ranking_margin": hard_negatives,
+        }
+        terms = self.config.term_weights
+        found = {name: all(getattr(embeddings, field) is not None for field in needs[name]) for name in terms}
+        if world_size() > 1:
+            # A process that leaves a term out would leave the others waiting in it.
+            processes = global_count([*found.values()], device=embeddings.text_embeds.device).tolist()
+            for name, count in zip(found, processes):
+                if 0 < count < world_size():
+                    raise ValueError(
+                        f"{count} of {world_size()} processes have the inputs of the term {name!r} "
+                        f"({', '.join(needs[name])}); all have to, if only without rows. PixCLIPDataCollator(processor, "
+                        "**model.config.batch_parts) makes all that the objective reads."
+                    )
+        if not any(found.values()):
+            raise ValueError(self._nothing_to_do())
+        return [name for name, has in found.items() if has]
+
+    def _term_pairs(self, name: str, embeddings: PretrainingEmbeddings) -> tuple[torch.Tensor, int]:
+        """Loss of a term and its number of rows in this process."""
         if name == "text_intra":
             return self._text_intra(embeddings)
         if name in ("hard_negative", "ranking_margin"):
             return self._hard_negatives(name, embeddings)
         if name in ("caption_long", "caption_short"):
             index = embeddings.long_caption_index if name == "caption_long" else embeddings.short_caption_index
-            if index is None:
-                return None
             rows = (index >= 0).nonzero().flatten()
             return self._contrast(embeddings, embeddings.whole_embeds[rows], index[rows]), len(rows)
         if name == "local" and self.config.local_target == "crop":
-            if embeddings.local_embeds is None or embeddings.crop_embeds is None:
-                return None
             teacher = embeddings.crop_embeds
             teacher = teacher.detach() if self.config.local_stop_gradient else teacher
             return cosine_distance(embeddings.local_embeds, teacher), len(teacher)
         embeds = getattr(embeddings, _CONTRASTED.get(name, "local_embeds"))
-        if embeds is None:
-            return None
         rows = embeddings.pooled_rows if name == "region" else embeddings.region_rows
         index = self._texts_of_regions(embeddings, "object" if name == "crop" else "region")[rows]
         scale = "logit_scale_region" if name == "region" else "logit_scale"
@@ -470,14 +511,12 @@ class PretrainingObjective:
         index = self._texts_of_regions(embeddings, "region").unique()
         return text_intra_loss(embeddings.text_embeds[index], embeddings.text_ids[index]), len(index)
 
-    def _hard_negatives(self, name: str, embeddings: PretrainingEmbeddings) -> tuple[torch.Tensor, int] | None:
+    def _hard_negatives(self, name: str, embeddings: PretrainingEmbeddings) -> tuple[torch.Tensor, int]:
         texts, owners = embeddings.hard_negative_text_index, embeddings.hard_negative_region_index
         if self.config.hard_negative_features == "region":
             region_embeds, rows = embeddings.pooled_embeds, embeddings.pooled_rows
         else:
             region_embeds, rows = embeddings.region_embeds, embeddings.region_rows
-        if texts is None or owners is None or region_embeds is None:
-            return None
         positives = self._texts_of_regions(embeddings, self.config.hard_negative_text)[rows]
         # Negatives of regions that were left out go with them.
         row_of = rows.new_full((embeddings.num_regions,), -1)

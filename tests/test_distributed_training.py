@@ -117,3 +117,20 @@ def local_loss(fields, shares, images=None):
     images = shares[torch.distributed.get_rank()] if images is None else images
     batch = take_images(as_double(ragged_batch()), images)
     return float(tiny_model(fields)(**batch).loss.detach()), len(batch["region_image_index"])
+
+
+def test_a_term_that_one_process_lacks_is_an_error_in_all():
+    messages = run_processes(message_of_lacking_term, SHARES[2], processes=2, timeout=60)
+    assert messages[0] == messages[1]
+    assert "1 of 2 processes have the inputs of the term 'hard_negative' (hard_negative_text_index" in messages[0]
+
+
+def message_of_lacking_term(shares):
+    rank = torch.distributed.get_rank()
+    batch = take_images(as_double(ragged_batch()), shares[rank])
+    if rank == 1:
+        del batch["hard_negative_text_index"]
+    try:
+        tiny_model(CASES["everything"])(**batch)
+    except ValueError as error:
+        return str(error)

@@ -194,3 +194,14 @@ def test_inverse_temperature_is_bounded_and_comes_back():
         (InverseTemperature.apply(log_scale, 2.0) - 4).square().backward()
         optimiser.step()
     assert float(log_scale.detach().exp()) == pytest.approx(4, rel=1e-2)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_cosine_distance_of_near_rows_is_exact_in_bfloat16(autocast):
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(64, 32, generator=generator).bfloat16()
+    student = (teacher.float() + 0.03 * torch.randn(64, 32, generator=generator)).bfloat16()
+    expected = 1 - torch.nn.functional.cosine_similarity(student.double(), teacher.double(), dim=-1).mean()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = cosine_distance(student, teacher)
+    assert found.dtype == torch.float32 and float(found) == pytest.approx(float(expected), rel=1e-4)

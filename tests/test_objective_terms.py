@@ -372,3 +372,31 @@ def test_loss_is_bounded_by_chance_at_first():
     terms = values(model(**batch).loss_terms)
     assert terms["caption_short"] == pytest.approx(math.log(3), abs=1e-3)
     assert terms["global"] == pytest.approx(math.log(4), abs=1e-3)
+
+
+def test_the_objective_leaves_its_argument_as_it_is():
+    """Without ids rows are told apart by their number, which is another one in a joined batch."""
+    model = tiny_model()
+    parts = [{**part, "text_ids": None} for part in split_batch()[:2]]
+    embeddings = [model(**part, return_embeddings=True) for part in parts]
+    fresh = PretrainingEmbeddings.join(embeddings)
+    expected = float(model.objective(fresh)[0].detach())
+    for part in embeddings:
+        model.objective(part)
+    assert float(model.objective(PretrainingEmbeddings.join(embeddings))[0].detach()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "field, value, lacking",
+    [
+        ("region_weight", 0.1, "logit_scale_region"),
+        ("hard_negative_weight", 0.5, "logit_scale_hard_negative"),
+        ("ranking_margin_weight", 0.4, "ranking_margin"),
+        ("loss_type", "sigmoid", "logit_bias"),
+    ],
+)
+def test_terms_that_a_model_was_not_made_for_are_named(field, value, lacking):
+    model = tiny_model("pixclip")
+    setattr(model.config, field, value)
+    with pytest.raises(ValueError, match=f"{field} was set to {value!r} after the model was made.*no {lacking}"):
+        model(**full_batch())
