@@ -92,7 +92,7 @@ class DataArguments:
         default=0.01,
         metadata={
             "help": "Share of unreadable samples beyond which the run fails; up to it they are skipped, counted and "
-            "written to bad_samples.jsonl in output_dir."
+            "written to bad_samples.jsonl in output_dir, held-out ones to bad_samples_held_out.jsonl."
         },
     )
     max_eval_regions: int = field(
@@ -188,6 +188,22 @@ def take_json_defaults(parser: HfArgumentParser, arguments: list[str]) -> list[s
     return arguments[1:]
 
 
+def checkpoint_asked_for(value: str | bool | None) -> str | bool | None:
+    """A folder, `True` for one that must be in output_dir, or `None` for one that may be."""
+    if value in (None, "", True) or str(value).lower() == "true":
+        return bool(value) or None
+    if str(value).lower() == "false":
+        raise ValueError(
+            f"resume_from_checkpoint is {value!r}; accepted are a checkpoint's folder, and True. A run goes on from what "
+            "is in its output_dir; to begin anew choose another one, or delete it."
+        )
+    if not os.path.isdir(value):
+        raise ValueError(
+            f"resume_from_checkpoint is {value!r}, and there is no such folder; accepted are one and True."
+        )
+    return value
+
+
 def parse_arguments(
     arguments: list[str], description: str
 ) -> tuple[ModelArguments, DataArguments, RegionTrainingArguments]:
@@ -220,6 +236,10 @@ def parse_arguments(
         parser.error(f"--data_format is {data.data_format!r}; accepted are {', '.join(map(repr, DATA_FORMATS))}.")
     if data.max_eval_regions < 1:
         parser.error(f"--max_eval_regions is {data.max_eval_regions}; accepted are 1 and more.")
+    try:
+        training.resume_from_checkpoint = checkpoint_asked_for(training.resume_from_checkpoint)
+    except ValueError as error:
+        parser.error(str(error))
     if training.n_gpu > 1:
         parser.error(
             f"one process has {training.n_gpu} GPUs; a batch of regions cannot be split by its rows. Start one process a "

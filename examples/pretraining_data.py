@@ -1,18 +1,23 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Data of `run_pretraining.py`: readers by format, the sample that is evaluated, and whether the objective finds its parts."""
 
+import copy
 import logging
 import os
 import random
+import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from modeling_pixclip import BadSampleLog, RegionJsonlDataset, RegionStream, SkipBadSamples
 from processing_pixclip import FGCLIPDataset, RegionFolderDataset
+from processing_pixclip.bad_samples import BAD_DATA_ERRORS
+from processing_pixclip.region_shards import StoredRecord
 
 
 logger = logging.getLogger(__name__)
@@ -71,7 +76,7 @@ def open_training_data(
     if data_format == "folder":
         is_folder = os.path.isdir(path)
         folder = image_root or (path if is_folder else Path(path).parent)
-        reader = RegionFolderDataset(folder, None if is_folder else path)
+        reader = RegionFolderDataset(folder, None if is_folder else path, bad_samples)
     elif data_format == "fgclip":
         reader = FGCLIPDataset(path, image_root, seed=seed, bad_samples=bad_samples)
         if reader.rejected or reader.repaired:
@@ -81,17 +86,64 @@ def open_training_data(
     return SkipBadSamples(reader, bad_samples)
 
 
-class FirstSamples(Dataset):
-    """Samples of a stream, held in memory."""
+def bad_sample_log_path(output_dir: str, split: str) -> Path:
+    """
+    File for the bad samples of a split, one a machine; all processes call it together.
 
-    def __init__(self, samples: list[Any]):
-        self.samples = samples
+    Args:
+        output_dir: That of the run, which machines may share.
+        split: `"train"`, whose file is `bad_samples.jsonl`, or another name, which is part of the file's.
+    """
+    # torchrun numbers what it starts; of other launchers the name of the machine tells.
+    machine = (os.environ.get("GROUP_RANK"), socket.gethostname())
+    machines = [machine]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        machines = [machine] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(machines, machine)
+    number = list(dict.fromkeys(machines)).index(machine)
+    name = "bad_samples" if split == "train" else f"bad_samples_{split.replace('-', '_')}"
+    return Path(output_dir) / f"{name}{f'_machine{number}' if number else ''}.jsonl"
+
+
+class UncountedReadings:
+    """In the place of a `BadSampleLog` where samples are read that another reading counts: tells of bad ones once."""
+
+    def __init__(self):
+        self.path = "the messages above"
+        self._told: set[str] = set()
+
+    def add_source(self, name: str, num_samples: int) -> None:
+        pass
+
+    def add_good(self, count: int = 1) -> None:
+        pass
+
+    def add_bad(self, where: str, error: Exception, image_id: str | None = None) -> None:
+        if where not in self._told:
+            logger.info("%s is bad and skipped: %s", where, error)
+            self._told.add(where)
+
+
+def uncounted(dataset: Dataset) -> Dataset:
+    """A reader of `open_training_data`, whose readings by another name count for no share of bad samples."""
+    if isinstance(dataset, IterableDataset):
+        dataset = copy.copy(dataset)
+        dataset.bad_samples = UncountedReadings()
+        return dataset
+    return SkipBadSamples(dataset.dataset, UncountedReadings(), dataset.name)
+
+
+class FirstSamples(Dataset):
+    """Samples of a stream, held in memory as they are stored, about 100 kB each, and decoded when they are indexed."""
+
+    def __init__(self, records: list[Any]):
+        self.stored = records
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.stored)
 
     def __getitem__(self, index: int) -> Any:
-        return self.samples[index]
+        return {**self.stored[index].sample(), "epoch": 0}
 
 
 class ChosenSamples(Dataset):
@@ -108,38 +160,55 @@ class ChosenSamples(Dataset):
         return self.dataset[self.indices[index]]
 
 
-def evaluation_sample(dataset: Dataset, max_regions: int, captions: bool, seed: int = 0) -> Dataset:
+def evaluation_sample(dataset: Dataset, max_regions: int, captions: bool, log: Any = None, seed: int = 0) -> Dataset:
     """
     Images to measure retrieval on, always the same ones: all of them, or at random as many as have `max_regions`.
 
-    Of shards the first images are taken, and held in memory, about 1 MB each.
+    Of shards the first images are taken, and held in memory as they are stored. Bad samples are left out.
 
     Args:
-        dataset: A reader.
+        dataset: A reader of `open_training_data`.
         max_regions: Most regions in all, at least one image; images without regions count as one.
         captions: Whether images without regions are of use, for their captions.
+        log: The `BadSampleLog` in which this first reading counts, if it does; further ones never do.
         seed: Of the random choice.
 
     Raises:
         ValueError: If there is no image of use.
+        TooManyBadSamplesError: See `BadSampleLog`.
     """
+    log = UncountedReadings() if log is None else log
     stream = isinstance(dataset, IterableDataset)
-    order = list(range(0 if stream else len(dataset)))
-    random.Random(seed).shuffle(order)
     chosen, regions = [], 0
-    for place, sample in enumerate(dataset) if stream else ((index, dataset[index]) for index in order):
+    for place, where, read in _stored_samples(dataset) if stream else _samples_at_random(dataset, seed):
+        try:
+            sample = read()
+        except BAD_DATA_ERRORS as error:
+            log.add_bad(where, error, place.image_id if stream else _records(dataset)[place]["image_id"])
+            continue
+        log.add_good()
         has_captions = bool(sample["captions"] or sample.get("long_captions"))
         if not sample["masks"] and not (captions and has_captions):
             continue
         regions += max(1, len(sample["masks"]))
         if chosen and regions > max_regions:
             break
-        chosen.append((place, sample if stream else None))
+        chosen.append(place)
     if not chosen:
         raise ValueError(f"no sample of {_name(dataset)} has a region{' or a caption' if captions else ''}.")
-    if stream:
-        return FirstSamples([sample for _, sample in chosen])
-    return ChosenSamples(dataset, sorted(place for place, _ in chosen))
+    return FirstSamples(chosen) if stream else ChosenSamples(uncounted(dataset), sorted(chosen))
+
+
+def _stored_samples(stream: RegionStream) -> Iterator[tuple[StoredRecord, str, Callable]]:
+    for record in stream.stored_records():
+        yield record, record.where, record.sample
+
+
+def _samples_at_random(dataset: SkipBadSamples, seed: int) -> Iterator[tuple[int, str, Callable]]:
+    order = list(range(len(dataset)))
+    random.Random(seed).shuffle(order)
+    for index in order:
+        yield index, f"{dataset.name}, sample {index}", lambda index=index: dataset.dataset[index]
 
 
 def first_samples(dataset: Dataset, count: int = _LOOKED_AT) -> Iterator[dict[str, Any]]:
@@ -212,7 +281,7 @@ def check_parts(dataset: Dataset, config: Any, preset: str) -> None:
 def texts_of(dataset: Dataset, captions: bool, long_captions: bool, hard_negatives: bool) -> list[str]:
     """Every text that the collator may ask the text vectors for; the whole data set's of one with records."""
     texts: dict[str | None, None] = {}
-    for record in dataset.samples if isinstance(dataset, FirstSamples) else _records(dataset):
+    for record in dataset if isinstance(dataset, FirstSamples) else _records(dataset):
         regions = record.get("regions", [])
         for region in regions:
             # FG-CLIP's regions have a long and a short text, of which either may be the region's.

@@ -1,7 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Region-to-text retrieval: does the mask decide which text a region finds? During training, and at its end."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,14 +72,14 @@ def embed_regions(model, collator, dataset, batch_size: int = 8, unmasked: bool 
     sizes = [min(start + batch_size, len(dataset)) - start for start in own]
     places = [list(range(end - size, end)) for size, end in zip(sizes, torch.tensor(sizes).cumsum(0).tolist())]
     loader = DataLoader(EvaluationRegions(Subset(dataset, order)), batch_sampler=places, collate_fn=collator)
-    _unshard_for(model, "get_image_features", "get_region_features", "get_text_features")
     training = model.training
     model.eval()
     found = {}
-    for turn, (start, batch) in enumerate(zip(own, loader, strict=True)):
-        part = _embed_batch(model, BatchFeature(batch).to(model.device), start, unmasked)
-        if turn * ranks + rank < len(starts):
-            found[start] = part
+    with _unsharded_for(model, "get_image_features", "get_region_features", "get_text_features"):
+        for turn, (start, batch) in enumerate(zip(own, loader, strict=True)):
+            part = _embed_batch(model, BatchFeature(batch).to(model.device), start, unmasked)
+            if turn * ranks + rank < len(starts):
+                found[start] = part
     model.train(training)
     if distributed:
         parts = [None] * ranks
@@ -93,10 +93,17 @@ def embed_regions(model, collator, dataset, batch_size: int = 8, unmasked: bool 
     return RegionEmbeddings(**joined, captions={kind: rows for kind, rows in captions.items() if len(rows[0])})
 
 
-def _unshard_for(model, *methods: str) -> None:
-    if isinstance(model, torch.distributed.fsdp.FSDPModule):
+@contextmanager
+def _unsharded_for(model, *methods: str):
+    """Within, methods gather sharded weights as `forward` does; afterwards not, for `forward` calls them in training."""
+    methods = methods if isinstance(model, torch.distributed.fsdp.FSDPModule) else ()
+    for name in methods:
+        torch.distributed.fsdp.register_fsdp_forward_method(model, name)
+    try:
+        yield
+    finally:
         for name in methods:
-            torch.distributed.fsdp.register_fsdp_forward_method(model, name)
+            delattr(model, name)
 
 
 def _embed_batch(model, batch, start: int, unmasked: bool) -> dict[str, torch.Tensor]:

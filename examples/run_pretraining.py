@@ -22,8 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretraining_arguments import DataArguments, ModelArguments, RegionTrainingArguments, parse_arguments
-from pretraining_data import check_parts, evaluation_sample, open_training_data, texts_of
+from pretraining_arguments import (
+    DataArguments,
+    ModelArguments,
+    RegionTrainingArguments,
+    checkpoint_asked_for,
+    parse_arguments,
+)
+from pretraining_data import (
+    bad_sample_log_path,
+    check_parts,
+    evaluation_sample,
+    open_training_data,
+    texts_of,
+    uncounted,
+)
 from region_retrieval import (
     RetrievalCallback,
     averaged,
@@ -39,6 +52,7 @@ from transformers import AutoTokenizer, Trainer, TrainerCallback, set_seed
 
 from modeling_pixclip import (
     BadSampleLog,
+    BadSamplesCallback,
     CheckpointIntegrityCallback,
     EvaluationRegions,
     FreezingSchedule,
@@ -50,8 +64,12 @@ from modeling_pixclip import (
     PixCLIPProcessor,
     PixCLIPVisionConfig,
     RegionAugmentation,
+    RegionStream,
+    StreamResumeCallback,
     TextFeatureStore,
     WeightAveragingCallback,
+    autocast_under_fsdp,
+    checkpoint_damage,
     last_complete_checkpoint,
     optimizer_for_trainer,
     read_checkpoint_manifest,
@@ -60,6 +78,8 @@ from processing_pixclip import SetEpochCallback
 
 
 logger = logging.getLogger(__name__)
+
+RUN_ARGUMENTS = "run_arguments.json"
 
 
 def build_model(arguments: ModelArguments, text_backbone: str) -> PixCLIPForPreTraining:
@@ -123,44 +143,46 @@ def checkpoint_to_go_on_from(
     model: ModelArguments, data: DataArguments, training: RegionTrainingArguments
 ) -> str | None:
     """
-    Last complete checkpoint of the output folder, if any; files what the run is made of beside it.
+    `resume_from_checkpoint`, or the last complete checkpoint of the output folder, if any.
+
+    Files what the run is made of in the output folder, and compares it with what the checkpoint's was made of.
 
     Raises:
-        ValueError: If the folder belongs to a run of another model or other data.
+        ValueError: If the checkpoint, or what the output folder holds, is of a run of another model or other data, or
+            cannot be told to be of this one; if the checkpoint that is asked for is torn, or there is none.
     """
     run: dict[str, Any] = {}
     for name, value in {**asdict(model), **asdict(data)}.items():
         run |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
     run.pop("cache_dir")
-    record = Path(training.output_dir) / "run_arguments.json"
-    checkpoint = last_complete_checkpoint(training.output_dir)
+    output_dir = Path(training.output_dir)
+    asked_for = checkpoint_asked_for(training.resume_from_checkpoint)
+    found = last_complete_checkpoint(output_dir)
 
     def compare_and_write() -> str | None:
-        if not record.is_file():
-            write_json(record, run)
-            return None
-        if checkpoint is not None:
-            before = json.loads(record.read_text(encoding="utf-8"))
-            changed = [
-                f"{name} was {before.get(name)!r} and is {run.get(name)!r}"
-                for name in sorted({*run, *before})
-                if before.get(name) != run.get(name)
-            ]
-            if changed:
-                raise ValueError(
-                    f"{training.output_dir} holds checkpoints of another run: {'; '.join(changed)}. Choose another "
-                    "output_dir, delete this one, or take the options back."
-                )
-        write_json(record, run)
+        if asked_for is True and found is None:
+            raise ValueError(f"there is no complete checkpoint in {output_dir}, and resume_from_checkpoint is True.")
+        checkpoint = asked_for if isinstance(asked_for, str) else found
+        damage = checkpoint_damage(checkpoint) if isinstance(asked_for, str) else None
+        if damage is not None:
+            raise ValueError(
+                f"resume_from_checkpoint is {checkpoint}, which is incomplete: {damage}. Leave the option out to go on "
+                "from the last complete one, or name another. One that is known to be whole, such as that of a Trainer "
+                "without CheckpointIntegrityCallback, is declared so by write_checkpoint_manifest."
+            )
+        # The checkpoint's run, and that of the others beside which this one writes its own.
+        folders = [] if found is None else [output_dir]
+        if checkpoint is not None and not any(folder.samefile(Path(checkpoint).parent) for folder in folders):
+            folders.append(Path(checkpoint).parent)
+        for folder in folders:
+            compare_runs(folder, run, checkpoint if isinstance(asked_for, str) else None)
+        write_json(output_dir / RUN_ARGUMENTS, run)
         return checkpoint
 
-    checkpoint = training.resume_from_checkpoint or on_main_process(compare_and_write)
+    checkpoint = on_main_process(compare_and_write)
     if checkpoint is not None:
         logger.info("Going on from %s", checkpoint)
-        try:
-            processes = read_checkpoint_manifest(checkpoint)["processes"]
-        except ValueError:
-            processes = training.world_size
+        processes = read_checkpoint_manifest(checkpoint)["processes"]
         if processes != training.world_size:
             logger.warning(
                 "%s is of %d processes, this run has %d: the rest of the epoch comes in another order.",
@@ -169,6 +191,44 @@ def checkpoint_to_go_on_from(
                 training.world_size,
             )
     return checkpoint
+
+
+def compare_runs(folder: Path, run: dict[str, Any], asked_for: str | None) -> None:
+    """
+    Compares what a folder's run was made of with what this one is.
+
+    Args:
+        folder: Holds complete checkpoints.
+        run: What this run is made of.
+        asked_for: The checkpoint that the user names, if so; it need not be told whose it is.
+
+    Raises:
+        ValueError: If it is another run, or cannot be told.
+    """
+    record = folder / RUN_ARGUMENTS
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{folder} holds checkpoints, but {RUN_ARGUMENTS}, which tells of what run they are, cannot be read"
+        if asked_for is None:
+            raise ValueError(
+                f"{message} ({error}). Put it back, choose another output_dir, or, if they are of this run, name the "
+                "checkpoint to go on from: --resume_from_checkpoint."
+            ) from error
+        logger.warning(
+            "%s (%s): whether %s is of this model and these data is not checked.", message, error, asked_for
+        )
+        return
+    changed = [
+        f"{name} was {before.get(name)!r} and is {run.get(name)!r}"
+        for name in sorted({*run, *before})
+        if before.get(name) != run.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} holds checkpoints of another run: {'; '.join(changed)}. Choose another output_dir, delete this "
+            "one, or take the options back."
+        )
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -180,24 +240,27 @@ def write_json(path: Path, content: dict) -> None:
 
 def open_datasets(
     data: DataArguments, model: ModelArguments, training: RegionTrainingArguments, config: Any
-) -> tuple[Dataset, dict[str, Dataset]]:
-    """The training data, and by split the images that retrieval is measured on."""
-    log = BadSampleLog(Path(training.output_dir) / "bad_samples.jsonl", data.max_bad_fraction)
+) -> tuple[Dataset, dict[str, Dataset], BadSampleLog]:
+    """The training data, by split the images that retrieval is measured on, and the log of bad training samples."""
+    logs = {}
     seed = training.seed if training.data_seed is None else training.data_seed
     files = {"train": data.train_file} | ({"held-out": data.eval_file} if data.eval_file else {})
     captions = config.batch_parts["captions"]
     train, measured = None, {}
     for split, file in files.items():
         # In order, to take the same images of shards each time.
+        log = logs[split] = BadSampleLog(bad_sample_log_path(training.output_dir, split), data.max_bad_fraction)
         reader = open_training_data(file, data.data_format, data.image_root, log, 0, seed)
-        check_parts(reader, config, model.preset)
-        measured[split] = evaluation_sample(reader, data.max_eval_regions, captions)
+        check_parts(uncounted(reader), config, model.preset)
+        # Of the held-out data nothing else is read; every process reads the same, so that one a machine counts.
+        counts = split != "train" and training.local_process_index == 0
+        measured[split] = evaluation_sample(reader, data.max_eval_regions, captions, log if counts else None)
         if split == "train":
             train = reader
             if isinstance(reader, IterableDataset):
                 train = open_training_data(file, data.data_format, data.image_root, log, data.shuffle_buffer, seed)
                 training.accelerator_config.dispatch_batches = False
-    return train, measured
+    return train, measured, logs["train"]
 
 
 def reason_to_compute_texts(data: DataArguments, config: Any, train: Dataset) -> str | None:
@@ -247,8 +310,11 @@ def build_trainer(
     held_out: Dataset | None,
     processor: PixCLIPProcessor,
     averages: WeightAveragingCallback | None,
+    bad_samples: BadSampleLog,
 ) -> Trainer:
-    callbacks: list[TrainerCallback] = [SetEpochCallback()]
+    callbacks: list[TrainerCallback] = [SetEpochCallback(), BadSamplesCallback(bad_samples)]
+    if isinstance(train, RegionStream):
+        callbacks.append(StreamResumeCallback())
     if training.frozen:
         callbacks.append(FreezingSchedule(training.frozen))
     if averages is not None:
@@ -274,6 +340,7 @@ def build_trainer(
             f"FSDP was asked for, but accelerate shards on accelerators alone, and this is {training.device}. On CPUs use "
             "DDP: torchrun, or examples/configs/ddp_2cpu.yaml."
         )
+    autocast_under_fsdp(trainer)
     if held_out is not None:
         retrieval = RetrievalCallback(collator, held_out, training.per_device_eval_batch_size, averages)
         # First, so that reporters see the figures.
@@ -319,7 +386,7 @@ def main(arguments: list[str] | None = None) -> None:
             "id as text_backbone, or leave backbone_in_checkpoint out of text_config."
         )
     processor = build_processor(data_arguments, model, text_backbone)
-    train, measured = open_datasets(data_arguments, model_arguments, training_arguments, model.config)
+    train, measured, bad_samples = open_datasets(data_arguments, model_arguments, training_arguments, model.config)
     whole_image_share = data_arguments.whole_image_share
     if whole_image_share is None:
         whole_image_share = 0.0 if pools_regions(model.config) else 0.1
@@ -347,12 +414,15 @@ def main(arguments: list[str] | None = None) -> None:
         short_text_max_length=data_arguments.short_text_max_length,
         augmentation=build_augmentation(data_arguments),
         text_embeddings=text_embeddings,
+        bad_samples=bad_samples,
         seed=training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed,
     )
     averages = None
     if training_arguments.ema_decay is not None:
         averages = WeightAveragingCallback(training_arguments.ema_decay, resume_from=checkpoint)
-    trainer = build_trainer(model, training_arguments, collator, train, measured.get("held-out"), processor, averages)
+    trainer = build_trainer(
+        model, training_arguments, collator, train, measured.get("held-out"), processor, averages, bad_samples
+    )
     trainer.train(resume_from_checkpoint=checkpoint)
     save_whole_model(trainer)
 

@@ -284,6 +284,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     # Outside of the Trainer's autocast: rounding to bfloat16 would make ties of a raw LLM's vectors, which are all alike.
     metrics = raw_readings(model, processor, measured)
+    if checkpoint is not None:
+        logger.info("Going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
 

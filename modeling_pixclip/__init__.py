@@ -25,11 +25,14 @@ from processing_pixclip import (
     RegionStream,
     SetEpochCallback,
     SkipBadSamples,
+    StreamedRecords,
     StreamResumeCallback,
     TooManyBadSamplesError,
     describe_region,
     describe_regions,
     get_text_preset,
+    iter_fgclip_records,
+    iter_region_folder_records,
     write_region_jsonl,
     write_region_parquet,
     write_region_webdataset,
@@ -60,6 +63,7 @@ from .parameter_groups import (
 )
 from .position_stretching import stretch_positions
 from .region_pooling import mask_pool, roi_align
+from .sharded_precision import autocast_under_fsdp
 from .text_feature_store import TextFeatureStore
 from .trainer_callbacks import LossTermsCallback
 from .weight_averaging import WeightAveragingCallback, load_weight_averages
@@ -117,9 +121,11 @@ __all__ = [
     "SetEpochCallback",
     "SkipBadSamples",
     "StreamResumeCallback",
+    "StreamedRecords",
     "TextFeatureStore",
     "TooManyBadSamplesError",
     "WeightAveragingCallback",
+    "autocast_under_fsdp",
     "caption_contrastive_loss",
     "checkpoint_damage",
     "contrastive_loss",
@@ -132,6 +138,8 @@ __all__ = [
     "get_parameter_groups",
     "get_text_preset",
     "hard_negative_loss",
+    "iter_fgclip_records",
+    "iter_region_folder_records",
     "last_complete_checkpoint",
     "load_weight_averages",
     "mask_pool",

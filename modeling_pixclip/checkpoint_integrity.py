@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
+
+from .disk_sync import sync_path
+from .distributed_features import barrier, process_rank, world_size
 
 
 logger = logging.get_logger(__name__)
 
 MANIFEST = "checkpoint_manifest.json"
+# What the Trainer writes last.
+_STATE = "trainer_state.json"
+# The manifest before it is whole, and while the checkpoint is deleted.
+_MARK = f"{MANIFEST}.tmp"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _FORMAT = 1
 _READ_AT_ONCE = 8 << 20
@@ -32,7 +39,8 @@ class CheckpointIntegrityCallback(TrainerCallback):
     their sizes and CRC-32, appears in the folder, as a whole or not at all; [`last_complete_checkpoint`] believes no
     folder without it. It takes `save_total_limit` over from the Trainer, which deletes old checkpoints before the new one
     is known to be complete: here they go after the manifest is there, so that with a limit of 1, too, there is always a
-    complete checkpoint to go on from. First to go are folders that are incomplete or of a later step than the run is at.
+    complete checkpoint to go on from. First to go are folders that are incomplete or of a later step than the run is at,
+    each with a warning. Checkpoints that a Trainer without this callback has finished are neither counted nor deleted.
     The best checkpoint of `load_best_model_at_end` stays, beside the newest.
 
     Add it as the last callback, so that the manifest covers what others write on `on_save`. The cost is that of reading
@@ -53,19 +61,23 @@ class CheckpointIntegrityCallback(TrainerCallback):
 
     def __init__(self):
         self._limit: int | None = None
+        # Those of the run that the limit was taken from, until it ends.
+        self._taken_from: TrainingArguments | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # A run that ended by an exception has left the limit here.
-        if args.save_total_limit is not None:
+        # A run that ended by an exception has left its limit here, and its arguments without one.
+        aborted = self._taken_from is args and args.save_total_limit is None
+        if not aborted:
             self._limit, args.save_total_limit = args.save_total_limit, None
+        self._taken_from = args
 
     def on_train_end(self, args, state, control, **kwargs):
         args.save_total_limit = self._limit
+        self._limit = self._taken_from = None
 
     def on_save(self, args, state, control, **kwargs):
         # Each process writes the state of its random numbers.
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        barrier()
         if not args.should_save:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -102,7 +114,7 @@ def write_checkpoint_manifest(folder: str | os.PathLike, processes: int = 1) -> 
     with ThreadPoolExecutor(_THREADS) as threads:
         checksums = list(threads.map(_sync_and_checksum, files))
     for below in {path.parent for path in files} | {folder, folder.parent}:
-        _sync(below)
+        sync_path(below)
     manifest = {
         "format": _FORMAT,
         "processes": processes,
@@ -111,13 +123,13 @@ def write_checkpoint_manifest(folder: str | os.PathLike, processes: int = 1) -> 
             for path, (size, checksum) in zip(files, checksums)
         },
     }
-    temporary = folder / f"{MANIFEST}.tmp"
+    temporary = folder / _MARK
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / MANIFEST)
-    _sync(folder)
+    sync_path(folder)
 
 
 def read_checkpoint_manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -218,10 +230,9 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
         'checkpoint-10'
     """
     found = [None]
-    distributed = torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_rank() == 0:
+    if process_rank() == 0:
         found = [_last_complete(Path(output_dir))]
-    if distributed:
+    if world_size() > 1:
         torch.distributed.broadcast_object_list(found)
     return found[0]
 
@@ -244,20 +255,38 @@ def _step(folder: Path) -> int:
 
 
 def _delete_surplus(limit: int, newest: Path, best: Path) -> None:
-    checkpoints = _checkpoints(newest.parent)
+    # Those of a plain Trainer, whole but for a manifest, are not this run's to delete.
+    checkpoints = [folder for folder in _checkpoints(newest.parent) if _has_manifest(folder) or _is_torn(folder)]
     kept = {newest, best} & set(checkpoints)
     # Nobody goes on from an incomplete one, and a later step is of a course that this run has left.
-    checkpoints.sort(
-        key=lambda folder: ((folder / MANIFEST).is_file() and _step(folder) <= _step(newest), _step(folder))
-    )
+    checkpoints.sort(key=lambda folder: (_has_manifest(folder) and _step(folder) <= _step(newest), _step(folder)))
     surplus = len(checkpoints) - max(limit, len(kept))
     for folder in [folder for folder in checkpoints if folder not in kept][: max(surplus, 0)]:
+        if not _has_manifest(folder):
+            logger.warning("%s is incomplete and is deleted (save_total_limit is %d).", folder, limit)
+        elif _step(folder) > _step(newest):
+            logger.warning(
+                "%s is deleted, for the run is at step %d (save_total_limit is %d).", folder, _step(newest), limit
+            )
+        else:
+            logger.info("%s is deleted (save_total_limit is %d).", folder, limit)
         try:
-            # First, so that what is half deleted does not pass for damaged.
-            (folder / MANIFEST).unlink(missing_ok=True)
+            # First, so that what is half deleted does not pass for damaged, nor for that of a plain Trainer.
+            if _has_manifest(folder):
+                (folder / MANIFEST).replace(folder / _MARK)
+            (folder / _STATE).unlink(missing_ok=True)
             shutil.rmtree(folder)
         except OSError as error:
             logger.warning("%s could not be deleted, though save_total_limit is %d: %s", folder, limit, error)
+
+
+def _has_manifest(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def _is_torn(folder: Path) -> bool:
+    """Whether saving was cut off: the Trainer writes its state last, and then comes the manifest."""
+    return (folder / _MARK).exists() or not (folder / _STATE).is_file()
 
 
 def _checksum(path: Path) -> int:
@@ -269,16 +298,8 @@ def _checksum(path: Path) -> int:
 
 
 def _sync_and_checksum(path: Path) -> tuple[int, int]:
-    _sync(path)
+    sync_path(path)
     return path.stat().st_size, _checksum(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 __all__ = [

@@ -12,6 +12,21 @@ import torch
 import torch.distributed as dist
 
 
+def is_distributed() -> bool:
+    """
+    Whether `torch.distributed` runs, be it with one process, whose model DDP or FSDP wrap as they do that of several.
+
+    Returns:
+        `bool`.
+
+    Example:
+        >>> from modeling_pixclip.distributed_features import is_distributed
+        >>> is_distributed()
+        False
+    """
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """
     Number of processes of the run, 1 without `torch.distributed`.
@@ -24,7 +39,7 @@ def world_size() -> int:
         >>> world_size()
         1
     """
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if is_distributed() else 1
 
 
 def process_rank() -> int:
@@ -39,7 +54,19 @@ def process_rank() -> int:
         >>> process_rank()
         0
     """
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if is_distributed() else 0
+
+
+def barrier() -> None:
+    """
+    Waits until all processes are here.
+
+    Example:
+        >>> from modeling_pixclip.distributed_features import barrier
+        >>> barrier()
+    """
+    if world_size() > 1:
+        dist.barrier()
 
 
 def global_count(counts: list[int], device: torch.device | str | None = None) -> torch.Tensor:
@@ -216,10 +243,12 @@ def global_mean(values: torch.Tensor) -> torch.Tensor:
 
 
 __all__ = [
+    "barrier",
     "gather_rows",
     "global_count",
     "global_mean",
     "global_sum",
+    "is_distributed",
     "join_rows",
     "process_rank",
     "row_counts",

@@ -3,11 +3,11 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from .distributed_features import is_distributed
 from .parameter_groups import find_group_parameters
 
 
@@ -22,9 +22,9 @@ class FreezingSchedule(TrainerCallback):
     clipped by does not count them. The optimiser holds them from the start, so they train on with their own state, or
     begin with a new one. The schedule depends on the step alone, and so resumes.
 
-    On one process the backward pass of what is frozen is not computed. In several processes it is, and its result thrown
-    away: what DDP or FSDP reduces is settled when they wrap the model. What never trains should therefore not be scheduled
-    but frozen before the Trainer is made, by `requires_grad_(False)`; the text backbone is so by default
+    On one process the backward pass of what is frozen is not computed. With `torch.distributed` it is, and its result
+    thrown away: what DDP or FSDP reduces is settled when they wrap the model. What never trains should therefore not be
+    scheduled but frozen before the Trainer is made, by `requires_grad_(False)`; the text backbone is so by default
     (`set_text_backbone_trainable`), then runs without gradients and in eval mode. A text backbone that is scheduled has to
     be `"lora"` or `"full"`, and while it is frozen runs in training mode, with its dropout.
 
@@ -78,7 +78,7 @@ class FreezingSchedule(TrainerCallback):
                     "trainable before the Trainer is made; a text backbone by set_text_backbone_trainable('full')."
                 )
             self._parts[name] = parameters
-        self._drops_gradients = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._drops_gradients = is_distributed()
         if self._drops_gradients:
             scheduled = {id(parameter): parameter for parameters in self._parts.values() for parameter in parameters}
             # Before gradients are clipped, for which the Trainer has no event.

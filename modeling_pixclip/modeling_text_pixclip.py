@@ -17,6 +17,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_pixclip import PixCLIPTextConfig
+from .distributed_features import world_size
 from .encoding import encode_texts, evaluating
 from .forward_arguments import check_forward_kwargs
 from .parent_checkpoints import check_fields, load_backbone
@@ -24,7 +25,7 @@ from .position_stretching import find_position_table, resize_position_table
 from .text_attention import VARLEN_ATTENTION, NotPackableError, PackedTexts, find_first_position, takes_packed_texts
 from .text_backbone_reference import TextBackboneCheckpoints
 from .text_backbone_training import TextBackboneTraining, add_lora
-from .text_paths import TextPaths, in_several_processes, split_long_text_path
+from .text_paths import TextPaths, split_long_text_path
 
 
 logger = logging.get_logger(__name__)
@@ -300,6 +301,13 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
             kwargs.setdefault("use_cache", False)
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
 
+    def _run_without_texts(self, input_ids: torch.Tensor):
+        """Backbones refuse to run on no text, but each process has to run them, and to use each weight (DDP, FSDP)."""
+        token = input_ids.new_zeros(1, 1)
+        outputs = self._run_backbone(input_ids=token, attention_mask=torch.ones_like(token))
+        outputs.last_hidden_state = outputs.last_hidden_state[:0]
+        return outputs
+
     def encode_backbone(
         self,
         texts: Iterable[str],
@@ -345,21 +353,38 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
             )
 
     @torch.compiler.disable
-    def _pack(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, full: bool) -> PackedTexts | None:
-        """The texts without padding, or `None` if they are to be run as they are."""
+    def _first_position(self) -> int | None:
+        """
+        First position of packed texts, or `None` for a backbone that does not take them.
+
+        By configuration and trial alone, also for a batch without texts: how often the backbone runs depends on it, and
+        processes that gather its weights for each run (FSDP) need the same number whatever their texts are.
+        """
         self._prefer_varlen_attention()
         first_position = self._try_packing()
-        refusal = first_position if isinstance(first_position, str) else None
-        mask = attention_mask.bool()
-        if refusal is None and bool((mask[:, 1:] & ~mask[:, :-1]).sum(-1).add(mask[:, 0]).gt(1).any()):
-            refusal = "a text has holes in its attention_mask"
-        if refusal is not None and self.config.padding_free is True:
+        if not isinstance(first_position, str):
+            return first_position
+        self._check_refusal(first_position)
+        return None
+
+    def _check_refusal(self, refusal: str):
+        if self.config.padding_free is True:
             raise ValueError(
                 f"padding_free=True, but texts cannot be packed for the backbone "
                 f"({self.config.backbone_config.model_type}): {refusal}. padding_free='auto' in the text config packs "
                 "texts where that can be done."
             )
-        if refusal is not None or (bool(mask.all()) and not full):
+
+    @torch.compiler.disable
+    def _pack(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, first_position: int, full: bool
+    ) -> PackedTexts | None:
+        """The texts without padding, or `None` if they are to be run as they are."""
+        mask = attention_mask.bool()
+        if bool((mask[:, 1:] & ~mask[:, :-1]).sum(-1).add(mask[:, 0]).gt(1).any()):
+            self._check_refusal("a text has holes in its attention_mask")
+            return None
+        if bool(mask.all()) and not full:
             return None
         return PackedTexts.from_padded(input_ids, attention_mask, first_position)
 
@@ -375,9 +400,10 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
             return (
                 f"{implementation!r} attention does not keep them apart; {VARLEN_ATTENTION!r} and flash attention do"
             )
-        key = (implementation, self.backbone.device.type, self.backbone.dtype)
+        # Weights that are gathered for each run take all processes: what one of them found out alone before does not count.
+        sharded = any(hasattr(parameter, "full_tensor") for parameter in self.backbone.parameters())
+        key = (implementation, self.backbone.device.type, self.backbone.dtype, sharded)
         if key not in self._first_positions:
-            # Whether or not this batch has padding: on several processes all have to take part (FSDP).
             try:
                 self._first_positions[key] = find_first_position(
                     self.backbone, self.config.backbone_text_config, self._run_backbone
@@ -399,24 +425,28 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
         long_text_mask: torch.Tensor | None,
         **kwargs,
     ):
-        """Pooled vectors (T, W), the backbone's output, and how its texts are packed, if they are."""
+        """
+        Pooled vectors (T, W), the backbone's output, and how its texts are packed, if they are.
+
+        A backbone that packs texts runs once, with holes in a mask and without texts too. One that does not runs once
+        without positions for long texts, and with them, in several processes, once a path.
+        """
         if self.config.long_text_positions is None:
             long_text_mask = None
-        elif long_text_mask is None and in_several_processes():
-            # Another process may have long texts in its batch: all have to run the backbone equally often (FSDP).
+        elif long_text_mask is None and world_size() > 1:
+            # Another process may have long texts in its batch.
             long_text_mask = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
-        if not len(input_ids) and long_text_mask is None:
-            # Backbones refuse to run on no text, but each process has to run them, and to use each weight (DDP, FSDP).
-            token = input_ids.new_zeros(1, 1)
-            outputs = self._run_backbone(input_ids=token, attention_mask=torch.ones_like(token))
-            outputs.last_hidden_state = outputs.last_hidden_state[:0]
+        first_position = self._first_position() if self.config.padding_free else None
+        if not len(input_ids) and (first_position is not None or long_text_mask is None):
+            outputs = self._run_without_texts(input_ids)
             return outputs.last_hidden_state[:, 0].float(), outputs, None
         packed = None
-        if self.config.padding_free and len(input_ids):
+        if first_position is not None:
             # With two paths also a batch without padding: packed they take one run, padded two.
-            packed = self._pack(input_ids, attention_mask, full=long_text_mask is not None)
+            packed = self._pack(input_ids, attention_mask, first_position, full=long_text_mask is not None)
         if packed is None and long_text_mask is not None:
-            return *self._run_paths(input_ids, attention_mask, pooling_mask, long_text_mask, **kwargs), None
+            once = first_position is not None
+            return *self._run_paths(input_ids, attention_mask, pooling_mask, long_text_mask, once, **kwargs), None
         if long_text_mask is None:
             self._check_length(input_ids.shape[1])
         if packed is None:

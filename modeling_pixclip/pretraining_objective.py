@@ -205,6 +205,11 @@ class PretrainingObjective:
 
     def _scales(self) -> dict[str, torch.Tensor]:
         self._check_parameters()
+        if self.training and self.logit_scale.dtype in (torch.bfloat16, torch.float16):
+            logger.warning_once(
+                f"training with a logit_scale in {self.logit_scale.dtype}, which near its bound has steps of 3 %. Load the "
+                "model in float32 and train with bf16=True; under FSDP2 call autocast_under_fsdp(trainer) first."
+            )
         bound = math.log(self.config.logit_scale_max)
         names = ("logit_scale", "logit_scale_region", "logit_scale_hard_negative")
         scales = {

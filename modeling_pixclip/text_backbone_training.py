@@ -125,14 +125,20 @@ def merge_lora(backbone: PreTrainedModel):
     del backbone.peft_config
 
 
+def weight_sample(weight: torch.Tensor) -> torch.Tensor:
+    """Some numbers of a weight, up to 127 from all over it, by which to tell whether two are the same."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, len(flat) // 64)]
+
+
 def _weight_samples(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """First and some other numbers of each weight, beside which its size stands, by its name without adapters."""
     for name, parameter in weights:
         if not (is_adapter(name) or parameter.is_meta) and parameter.is_floating_point():
-            flat = parameter.detach().flatten()
-            sample = flat[:: max(1, len(flat) // 64)]
+            sample = weight_sample(parameter)
+            size = sample.new_full((1,), parameter.numel())
             # A copy: the sample would change with the weight.
-            yield name.replace(".base_layer.", "."), torch.cat([sample.cpu(), sample.new_full((1,), len(flat)).cpu()])
+            yield name.replace(".base_layer.", "."), torch.cat([sample.cpu(), size.cpu()])
 
 
 class TextBackboneTraining:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from .distributed_features import world_size
 from .position_stretching import append_position_table
 from .text_attention import PackedTexts
 
@@ -32,10 +33,6 @@ def split_long_text_path(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[s
         return fields, {}
     others = {name: value for name, value in fields.items() if not name.startswith("long_text_")}
     return others, {"positions": fields.get("long_text_positions")}
-
-
-def in_several_processes() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class TextPaths:
@@ -157,27 +154,50 @@ class TextPaths:
         attention_mask: torch.Tensor,
         pooling_mask: torch.Tensor,
         long_text_mask: torch.Tensor,
+        once: bool,
         **kwargs,
     ):
-        """Pooled vectors (T, W) and the output of a padded backbone that runs once a path, each no longer than it needs."""
-        distributed = in_several_processes()
+        """
+        Pooled vectors (T, W) and the output of a padded backbone.
+
+        It runs once a path, no longer than the path needs, or `once` for both, as it does where it packs texts.
+        """
+        kwargs["position_ids"] = self._padded_positions(attention_mask, long_text_mask, kwargs.get("position_ids"))
         order, pooled, runs = [], [], []
-        for long_text in (False, True):
-            rows = (long_text_mask == long_text).nonzero().flatten()
+        for texts in [torch.ones_like(long_text_mask)] if once else [~long_text_mask, long_text_mask]:
+            rows = texts.nonzero().flatten()
             if len(rows):
-                vectors, run = self._run_path(rows, long_text, input_ids, attention_mask, pooling_mask, **kwargs)
+                vectors, run = self._run_rows(rows, input_ids, attention_mask, pooling_mask, **kwargs)
                 runs.append(run)
-            elif distributed or not len(input_ids):
+            elif world_size() > 1 or not len(input_ids):
                 # Sharded weights are gathered at each run (FSDP), and of those each process needs the same number.
-                token = input_ids.new_zeros(1, 1)
-                states = self._run_backbone(token, torch.ones_like(token), position_ids=token + self._start(long_text))
-                vectors = states.last_hidden_state[:0, 0].float()
+                vectors = self._run_without_texts(input_ids).last_hidden_state[:, 0].float()
             else:
                 continue
             order.append(rows)
             pooled.append(vectors)
         order = torch.cat(order).argsort()
         return torch.cat(pooled)[order], join_outputs(runs, order, input_ids.shape[1])
+
+    def _padded_positions(
+        self, attention_mask: torch.Tensor, long_text_mask: torch.Tensor, position_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Positions (T, L) of padded texts, counted from the first column of their path, as rows of the table."""
+        columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        positions = torch.zeros_like(attention_mask, dtype=torch.long)
+        for long_text in (False, True):
+            rows = long_text_mask == long_text
+            seen = attention_mask[rows].any(0).nonzero().flatten()
+            if not len(seen):
+                continue
+            length = int(seen[-1] - seen[0]) + 1
+            self._check_length(length, long_text)
+            # Those of padding beside the path's texts are any that there are.
+            own = (columns - seen[0]).clamp(0, length - 1)
+            if position_ids is not None:
+                own = position_ids.expand(attention_mask.shape)[rows]
+            positions[rows] = own + self._start(long_text)
+        return positions
 
     def _path_positions(
         self, packed: PackedTexts, position_ids: torch.Tensor, long_text_mask: torch.Tensor
@@ -188,18 +208,15 @@ class TextPaths:
             self._check_length(max(lengths[long_text_mask == long_text].tolist(), default=0), long_text)
         return position_ids + long_text_mask[packed.text_index] * self._start(long_text=True)
 
-    def _run_path(self, rows, long_text, input_ids, attention_mask, pooling_mask, **kwargs):
+    def _run_rows(self, rows, input_ids, attention_mask, pooling_mask, **kwargs):
         """Pooled vectors of some rows, the backbone's output for them, and the columns that it stands in."""
         seen = attention_mask[rows].any(0).nonzero().flatten()
         columns = slice(int(seen[0]), int(seen[-1]) + 1)
-        length = columns.stop - columns.start
-        self._check_length(length, long_text)
         for name in ("position_ids", "token_type_ids"):
             if name in kwargs:
                 kwargs[name] = kwargs[name].expand(input_ids.shape)[rows, columns]
-        positions = kwargs.pop("position_ids", torch.arange(length, device=input_ids.device)[None])
         ids, attended, selected = (values[rows, columns] for values in (input_ids, attention_mask, pooling_mask))
-        outputs = self._run_backbone(ids, attended, position_ids=positions + self._start(long_text), **kwargs)
+        outputs = self._run_backbone(ids, attended, **kwargs)
         return self._pool(outputs.last_hidden_state, ids, selected, None), (outputs, columns)
 
 
@@ -237,4 +254,4 @@ def join_outputs(runs: list[tuple[ModelOutput, slice]], order: torch.Tensor, len
     return joined
 
 
-__all__ = ["TextPaths", "in_several_processes", "join_outputs", "split_long_text_path"]
+__all__ = ["TextPaths", "join_outputs", "split_long_text_path"]

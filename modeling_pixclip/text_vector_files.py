@@ -18,6 +18,8 @@ from typing import IO
 
 import numpy as np
 
+from .disk_sync import sync_path
+
 
 _ROW = np.dtype([("text_end", "<u8"), ("checksum", "<u4")])
 _SEGMENT, _WRITING, _REMOVED = "segment-", ".writing-", ".removed-"
@@ -341,9 +343,9 @@ class _SegmentWriter:
             if error is None and self._count:
                 header = {"rows": self._count, **{f"{name}_crc32": crc for name, crc in self._crc.items()}}
                 _write_json(self._scratch / "segment.json", header)
-                _sync_folder(self._scratch)
+                sync_path(self._scratch)
                 os.rename(self._scratch, self._folder / f"{_SEGMENT}{uuid.uuid4().hex}")
-                _sync_folder(self._folder)
+                sync_path(self._folder)
                 finished = True
         finally:
             if not finished:
@@ -364,7 +366,7 @@ def write_description(path: Path, description: dict) -> None:
     try:
         _write_json(scratch / path.name, description)
         os.replace(scratch / path.name, path)
-        _sync_folder(path.parent)
+        sync_path(path.parent)
     finally:
         _delete(scratch)
 
@@ -378,14 +380,6 @@ def _write_json(path: Path, content: dict) -> None:
 def _sync(file: IO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checksum(text: bytes, vector: np.ndarray) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from transformers import Trainer, TrainerCallback
 
+from .distributed_features import world_size
+
 
 class LossTermsCallback(TrainerCallback):
     """
@@ -95,8 +97,8 @@ class LossTermsCallback(TrainerCallback):
 
     def _skipped_of_all(self) -> dict[str, int]:
         parts = [dict(self._skipped)]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = [None] * torch.distributed.get_world_size()
+        if world_size() > 1:
+            parts = [None] * world_size()
             torch.distributed.all_gather_object(parts, dict(self._skipped))
         total: Counter[str] = Counter()
         for part in parts:

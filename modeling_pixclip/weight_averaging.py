@@ -1,8 +1,10 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Exponential moving averages of a model's weights under the plain `transformers.Trainer`."""
 
+import ctypes
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
+
+from .disk_sync import sync_path
+from .text_backbone_training import weight_sample
 
 
 logger = logging.get_logger(__name__)
@@ -140,9 +145,8 @@ class WeightAveragingCallback(TrainerCallback):
             if processing_class is not None:
                 processing_class.save_pretrained(made)
             for file in made.rglob("*"):
-                _sync(file)
-            shutil.rmtree(folder, ignore_errors=True)
-            made.replace(folder)
+                sync_path(file)
+            _put_in_place(made, folder)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -182,9 +186,9 @@ class WeightAveragingCallback(TrainerCallback):
         temporary = folder / f"{WEIGHT_AVERAGES}.tmp"
         metadata = {"format": "pt", "weights": _fingerprint(self._weights)}
         save_file({name: average.cpu() for name, average in self.averages.items()}, temporary, metadata)
-        _sync(temporary)
+        sync_path(temporary)
         temporary.replace(folder / WEIGHT_AVERAGES)
-        _sync(folder)
+        sync_path(folder)
 
     def _read(self, folder: Path) -> dict[str, torch.Tensor]:
         averages, metadata = _read_averages(
@@ -258,22 +262,36 @@ def _swap_back(weights: Mapping[str, nn.Parameter], own: Mapping[str, torch.Tens
         weights[name].data = data
 
 
+def _put_in_place(made: Path, folder: Path) -> None:
+    """Puts a folder in the place of another one, which is whole at each moment, the old or the new."""
+    if not folder.exists():
+        made.replace(folder)
+    elif _exchange(made, folder):
+        shutil.rmtree(made)
+    else:
+        # Between the two steps the old one has another name.
+        old = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.replace(old)
+        made.replace(folder)
+        shutil.rmtree(old)
+    sync_path(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two folders in one step, where the system (Linux) and the file system can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    # From the current folder (AT_FDCWD), by RENAME_EXCHANGE.
+    return rename is not None and rename(-100, os.fsencode(one), -100, os.fsencode(other), 2) == 0
+
+
 def _fingerprint(weights: Mapping[str, nn.Parameter]) -> str:
     """Of some numbers of each weight: which checkpoint averages belong to."""
     checksum = 0
     for name, weight in weights.items():
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 64)].float().cpu()
+        sample = weight_sample(weight).float().cpu()
         checksum = zlib.crc32(sample.numpy().tobytes(), zlib.crc32(name.encode(), checksum))
     return f"{checksum:08x}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 __all__ = ["WeightAveragingCallback", "load_weight_averages"]

@@ -7,13 +7,13 @@ from .augmentation import RegionAugmentation
 from .bad_samples import BadSampleLog, BadSamplesCallback, SkipBadSamples, TooManyBadSamplesError
 from .coco_region_datasets import CocoRegionDataset
 from .data_collator import PixCLIPDataCollator
-from .fgclip_datasets import FGCLIPDataset
+from .fgclip_datasets import FGCLIPDataset, iter_fgclip_records
 from .frame_geometry import FrameGeometry
 from .image_processing_pixclip import PixCLIPImageProcessor, PixCLIPImageProcessorKwargs
 from .processing_pixclip import PixCLIPProcessor, PixCLIPProcessorKwargs
 from .region_datasets import EvaluationRegions, RegionJsonlDataset, write_region_jsonl
 from .region_description import RegionDescription, describe_region, describe_regions
-from .region_folders import RegionFolderDataset
+from .region_folders import RegionFolderDataset, iter_region_folder_records
 from .region_records import RegionSample, check_record, sample_of_record
 from .region_shards import write_region_parquet, write_region_webdataset
 from .region_streams import RegionStream, StreamResumeCallback
@@ -26,6 +26,7 @@ from .regions import (
     mask_to_box,
     to_mask,
 )
+from .streamed_records import StreamedRecords
 from .text_presets import TextPreset, get_text_preset
 from .training_epochs import SetEpochCallback
 
@@ -55,6 +56,7 @@ __all__ = [
     "SetEpochCallback",
     "SkipBadSamples",
     "StreamResumeCallback",
+    "StreamedRecords",
     "TextPreset",
     "TooManyBadSamplesError",
     "as_box_list",
@@ -66,6 +68,8 @@ __all__ = [
     "describe_regions",
     "encode_rle",
     "get_text_preset",
+    "iter_fgclip_records",
+    "iter_region_folder_records",
     "mask_to_box",
     "sample_of_record",
     "to_mask",

@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ logger = logging.get_logger(__name__)
 
 # What readers raise for data that is not as it should be; anything else is a mistake in a program and must show.
 BAD_DATA_ERRORS = (ValueError, OSError)
+# A reason may hold what it is about, and that may be megabytes.
+_LONGEST_REASON = 1000
+_LONGEST_ID = 200
+# A process holds back the count of at most so many good samples, and of one in so many of those counted.
+_LARGEST_BLOCK, _BLOCK_SHARE = 64, 1000
 
 
 class TooManyBadSamplesError(RuntimeError):
@@ -52,14 +58,19 @@ class BadSampleLog:
     together: bad samples are the lines of `path` with different `where`, which makes a sample that is met again in the
     next epoch one sample; beside them `<path>.seen` holds a byte for each good one, up to the size of the data set.
     Both are appended to, whole lines at a time, and continued where they exist: remove them for a new run, and when the
-    data have been mended. Machines that share a network file system need a path each, because appending is not atomic
+    data have been mended. Good samples are appended in blocks, up to 64 and a thousandth of those so far, and the rest
+    when a bad one comes, an epoch ends or the process does; one that is killed loses its block. Machines that share a network file system need a path each, because appending is not atomic
     there; each then judges what it has read.
+
+    Two shares make up the one that is judged. Readers of tables check all entries when they are made (`add_checked`), long
+    before images are decoded, so that an entry that passes is not yet a good sample: with the share c of entries left
+    out, and the share r of bad ones among the samples read since, c + (1 - c) r is bad.
 
     Args:
         path (`str` or `os.PathLike`):
             The file, by convention `bad_samples.jsonl` in the output folder. Its folder is made.
         max_bad_fraction (`float`, defaults to 0.01):
-            Largest share of bad samples among those read, 0 to 1.
+            Largest share of bad samples, 0 to 1.
         min_samples (`int`, defaults to 1000):
             The share is first judged when so many samples have been read, or as many as the data set has if that is
             less, so that one bad sample at the start stops nothing; then at every sample. `BadSamplesCallback` judges
@@ -86,6 +97,9 @@ class BadSampleLog:
         self.max_bad_fraction = max_bad_fraction
         self.min_samples = min_samples
         self._sizes: dict[str, int] = {}
+        self._left_out: set[str] = set()
+        self._block: _Block | None = None
+        self._judged = False
         self._seen_path = self.path.with_name(f"{self.path.name}.seen")
         self._known: set[str] = set()
         self._read_to = 0
@@ -101,7 +115,7 @@ class BadSampleLog:
     @property
     def num_good(self) -> int:
         """Good samples so far, no more than the data sets hold, so that further epochs do not dilute the share."""
-        good = _size(self._seen_path)
+        good = _size(self._seen_path) + self._own_block().count
         return min(good, max(self._total - self.num_bad, 0)) if self._sizes else good
 
     @property
@@ -117,16 +131,63 @@ class BadSampleLog:
         """
         self._sizes[name] = max(num_samples, self._sizes.get(name, 0))
 
+    def add_checked(
+        self, name: str, num_samples: int, bad: Iterable[tuple[str, Exception, str | None]], what: str = "entries"
+    ) -> None:
+        """Tells what a reader found that has checked all entries of its table, but decoded no image; readers call it.
+
+        Args:
+            name: The data set, as for `add_source`.
+            num_samples: Its entries, bad ones included.
+            bad: For each bad one, which the reader leaves out, what `add_bad` takes.
+            what: How messages call the entries.
+
+        Raises:
+            TooManyBadSamplesError: If the share of bad ones is too high.
+        """
+        self.add_source(name, num_samples)
+        found = list(bad)
+        self._left_out |= {where for where, *_ in found}
+        for where, error, image_id in found:
+            self._note(where, error, image_id)
+        if len(found) > self.max_bad_fraction * num_samples:
+            raise TooManyBadSamplesError(
+                f"{len(found)} of the {num_samples} {what} of {name} are bad ({len(found) / num_samples:.1%}), more than "
+                f"{self._remedy()}"
+            )
+
     def add_good(self, count: int = 1) -> None:
         """Counts samples that were read.
 
         Raises:
             TooManyBadSamplesError: If the share of bad ones is now judged for the first time, and too high.
         """
+        block = self._own_block()
+        block.count += count
+        # One more good sample lowers the share: it is judged when enough were read, then at every bad one.
+        if block.count >= block.size or not self._judged:
+            self.flush()
+            if not self._judged:
+                self.check()
+
+    def flush(self) -> None:
+        """Writes down the good samples of this process that were counted, but held back."""
+        block = self._own_block()
         # Not longer than the data set, however many epochs are read.
-        if count and not (self._sizes and _size(self._seen_path) >= self._total):
-            _append(self._seen_path, b"." * count)
-        self.check()
+        if self._sizes and _size(self._seen_path) >= self._total:
+            block.count = 0
+        block.write()
+
+    def _own_block(self) -> _Block:
+        # What the parent of a forked worker holds back, the parent writes.
+        if self._block is None or self._block.process != os.getpid():
+            self._block = _Block(self._seen_path)
+            # Unlike atexit, also at the end of a worker of multiprocessing; and when the log is thrown away.
+            Finalize(self, self._block.write, exitpriority=10)
+        return self._block
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_block": None}
 
     def add_bad(self, where: str, error: Exception, image_id: str | None = None) -> None:
         """Writes down a bad sample, unless it has been before.
@@ -139,6 +200,11 @@ class BadSampleLog:
         Raises:
             TooManyBadSamplesError: If the share of bad ones is too high.
         """
+        self._note(where, error, image_id)
+        self.flush()
+        self.check()
+
+    def _note(self, where: str, error: Exception, image_id: str | None) -> None:
         self._refresh()
         if where not in self._known:
             with _locked(self.path) as descriptor:
@@ -146,12 +212,13 @@ class BadSampleLog:
                 self._refresh()
                 if where not in self._known:
                     self._write_down(descriptor, where, error, image_id)
-        self.check()
 
     def _write_down(self, descriptor: int, where: str, error: Exception, image_id: str | None) -> None:
+        reason = _cut(str(error), _LONGEST_REASON)
+        image_id = None if image_id is None else _cut(image_id, _LONGEST_ID)
         if not self._known:
-            logger.warning(f"{where} is bad and skipped ({error}); this and further ones are listed in {self.path}.")
-        line = {"where": where, "image_id": image_id, "error": type(error).__name__, "reason": str(error)}
+            logger.warning(f"{where} is bad and skipped ({reason}); this and further ones are listed in {self.path}.")
+        line = {"where": where, "image_id": image_id, "error": type(error).__name__, "reason": reason}
         # A process that was killed while it wrote may have left half a line.
         start = b"\n" if _size(self.path) > self._read_to else b""
         _write(descriptor, start + json.dumps(line).encode() + b"\n", self.path)
@@ -165,15 +232,28 @@ class BadSampleLog:
         Raises:
             TooManyBadSamplesError: If it is too high.
         """
-        bad, good = self.num_bad, self.num_good
-        enough = min(self.min_samples, self._total) if self._sizes else self.min_samples
-        if bad and (final or bad + good >= enough) and bad > self.max_bad_fraction * (bad + good):
-            last = json.loads(self._last_line)
+        self._refresh()
+        left_out = len(self._left_out)
+        bad, good = len(self._known) - left_out, self.num_good
+        enough = min(self.min_samples, self._total - left_out) if self._sizes else self.min_samples
+        self._judged = self._judged or bad + good >= enough
+        if not bad or not (final or self._judged):
+            return
+        share = bad / (bad + good)
+        if left_out:
+            share = left_out / self._total + (1 - left_out / self._total) * share
+        if share > self.max_bad_fraction:
+            before = f" beside the {left_out} of {self._total} that were left out before" if left_out else ""
             raise TooManyBadSamplesError(
-                f"{bad} of the {bad + good} samples read are bad ({bad / (bad + good):.1%}), more than "
-                f"max_bad_fraction={self.max_bad_fraction}. They are listed in {self.path}; mend the data and remove "
-                f"that file, or raise max_bad_fraction. The last is {last['where']}: {last['reason']}"
+                f"{bad} of the {bad + good} samples read are bad{before} ({share:.1%}), more than {self._remedy()}"
             )
+
+    def _remedy(self) -> str:
+        last = json.loads(self._last_line)
+        return (
+            f"max_bad_fraction={self.max_bad_fraction}. They are listed in {self.path}; mend the data and remove that "
+            f"file, or raise max_bad_fraction. The last is {last['where']}: {last['reason']}"
+        )
 
     def _refresh(self) -> None:
         """Reads the lines that were appended since, by whichever process."""
@@ -227,11 +307,13 @@ class BadSamplesCallback(TrainerCallback):
         self._told = 0
 
     def on_epoch_end(self, args, state, control, **kwargs):
+        self.log.flush()
         self._tell(args)
         if float(state.epoch or 0).is_integer():
             self.log.check(final=True)
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.log.flush()
         self._tell(args)
 
     def _tell(self, args: Any) -> None:
@@ -315,6 +397,28 @@ def _image_id(dataset: Any, index: int) -> str | None:
     return None if records is None else records[index]["image_id"]
 
 
+class _Block:
+    """Good samples that one process has counted and not yet written down; it writes them when it ends.
+
+    Attributes:
+        count: Their number.
+        size: Number at which they are to be written.
+        process: The process.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.count = 0
+        self.size = 1
+        self.process = os.getpid()
+
+    def write(self) -> None:
+        if self.count:
+            _append(self.path, b"." * self.count)
+            self.count = 0
+            self.size = min(_LARGEST_BLOCK, max(_size(self.path) // _BLOCK_SHARE, 1))
+
+
 @contextlib.contextmanager
 def _locked(path: Path):
     """Opens a file for appending while no other process of this class does."""
@@ -349,3 +453,7 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]} ... ({len(text)} characters)"

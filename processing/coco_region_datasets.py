@@ -14,7 +14,7 @@ from PIL import Image
 from .bad_samples import BadSampleLog
 from .region_description import describe_regions
 from .region_nouns import noun_of
-from .region_records import RegionSample, open_stored_image
+from .region_records import RegionSample, is_text, open_stored_image
 from .regions import BOX_TOLERANCE, encloses_area, is_polygons, mask_runs, polygon_points, to_mask
 from .training_epochs import EpochDataset
 
@@ -124,10 +124,10 @@ class CocoRegionDataset(EpochDataset):
         if captions_file is not None:
             self._read_captions(Path(captions_file), photos)
         if bad_samples is not None:
-            bad_samples.add_source(str(image_dir), len(photos))
-            bad_samples.add_good(len(photos) - len(self._missing))
-            for image_id, error in self._missing.items():
-                bad_samples.add_bad(photos.pop(image_id)["where"], error, str(image_id))
+            bad = [(photos[image_id]["where"], error, str(image_id)) for image_id, error in self._missing.items()]
+            bad_samples.add_checked(str(image_dir), len(photos), bad)
+            for image_id in self._missing:
+                del photos[image_id]
         self._photos = []
         for photo in photos.values():
             if any(region["accepted"] for region in photo["regions"]):
@@ -259,7 +259,7 @@ class CocoRegionDataset(EpochDataset):
         for number, annotation in enumerate(content["annotations"]):
             image_id, caption = _require(annotation, ("image_id", "caption"), f"{path}: annotations[{number}]")
             if image_id in photos:
-                if caption.strip():
+                if is_text(caption):
                     photos[image_id]["captions"].append(" ".join(caption.split()))
                 else:
                     self.rejected["blank caption"] += 1

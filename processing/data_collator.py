@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .bad_samples import BadSampleLog
 from .region_records import RegionSample, is_text
 from .training_epochs import epoch_generator
 
@@ -66,6 +67,9 @@ class PixCLIPDataCollator:
             with `long_text=True`.
         seed (`int`, defaults to 0):
             Seed of all random draws.
+        bad_samples (`BadSampleLog`, *optional*):
+            Where texts that the tokenizer cannot encode are counted and written down, such as one that spells a control
+            token; the region, caption or hard negative is then left out of the batch. Without, they are an error.
 
     Attributes:
         dropped_hard_negatives (`int`): How many negatives were left out since the collator was made, in this process.
@@ -104,6 +108,7 @@ class PixCLIPDataCollator:
         text_embeddings: Mapping[str, torch.Tensor] | None = None,
         long_text_embeddings: Mapping[str, torch.Tensor] | None = None,
         seed: int = 0,
+        bad_samples: BadSampleLog | None = None,
     ):
         if whole_image_share is None:
             whole_image_share = 0.0 if captions else 0.1
@@ -130,6 +135,7 @@ class PixCLIPDataCollator:
         self.long_text_embeddings = text_embeddings if long_text_embeddings is None else long_text_embeddings
         _check_text_paths(self.text_embeddings, self.long_text_embeddings, captions)
         self.seed = seed
+        self.bad_samples = bad_samples
         self.dropped_hard_negatives = 0
         self.empty_regions = 0
 
@@ -157,8 +163,9 @@ class PixCLIPDataCollator:
             R, M and T may be 0; the tensors then have no rows and all their other sides.
 
         Raises:
-            ValueError: If a sample is malformed or `text_embeddings` lacks a text. Names the sample by its place in the
-                batch and by its `image_id`.
+            ValueError: If a sample is malformed, `text_embeddings` lacks a text, or the tokenizer cannot encode one and
+                there is no `bad_samples`. Names the sample by its place in the batch and by its `image_id`.
+            TooManyBadSamplesError: See `BadSampleLog`.
         """
         chosen, generators = [], []
         for position, sample in enumerate(samples):
@@ -169,7 +176,16 @@ class PixCLIPDataCollator:
             chosen.append(sample if evaluation else self._choose(sample, per_region, generator))
 
         texts = _TextRows()
-        indices = self._index_texts(chosen, generators, texts)
+        indices, dropped = self._index_texts(chosen, generators, texts)
+        try:
+            encoded = self._tokenize(texts) if self.text_embeddings is None else self._embed(texts)
+        except ValueError:
+            refused = {} if self.bad_samples is None or self.text_embeddings is not None else self._refused(texts)
+            if not refused:
+                raise
+            # From the start, so that the other samples draw what they draw in any batch.
+            return self([self._without(sample, refused) for sample in samples])
+        self._count_dropped(dropped)
         try:
             batch = dict(
                 self.processor.image_processor(
@@ -184,7 +200,7 @@ class PixCLIPDataCollator:
         except ValueError as error:
             raise ValueError(_name_images(str(error), chosen)) from error
         self._count_empty_regions(batch, chosen)
-        batch |= self._tokenize(texts) if self.text_embeddings is None else self._embed(texts)
+        batch |= encoded
         batch["text_ids"] = torch.tensor([_text_id(text) for text, _ in texts.given], dtype=torch.int64)
         if self.captions:
             # Also where no text is long: the two paths of a text tower must run on every rank alike.
@@ -205,7 +221,7 @@ class PixCLIPDataCollator:
 
     def _index_texts(
         self, chosen: Sequence[RegionSample], generators: Sequence[torch.Generator | None], texts: _TextRows
-    ) -> dict[str, list[int]]:
+    ) -> tuple[dict[str, list[int]], Counter[str]]:
         indices: dict[str, list[int]] = {"region_text_index": [], "object_text_index": []}
         if self.captions:
             indices |= {"short_caption_index": [], "long_caption_index": []}
@@ -236,6 +252,9 @@ class PixCLIPDataCollator:
                     of_image = sample.get(kind, [])
                     row = texts.row(_draw(of_image, generator), name, kind == "long_captions") if of_image else -1
                     indices[key].append(row)
+        return indices, dropped
+
+    def _count_dropped(self, dropped: Counter[str]) -> None:
         if dropped and not self.dropped_hard_negatives:
             warnings.warn(
                 f"{dropped.total()} hard negatives in a batch equal a text of their own region and are left out, "
@@ -244,7 +263,40 @@ class PixCLIPDataCollator:
                 stacklevel=3,
             )
         self.dropped_hard_negatives += dropped.total()
-        return indices
+
+    def _refused(self, texts: _TextRows) -> dict[str, ValueError]:
+        """The texts, stripped, that the tokenizer cannot encode, and why."""
+        refused = {}
+        for text, _ in texts.given:
+            try:
+                self.processor.tokenize_text([text])
+            except ValueError as error:
+                refused[text] = error
+        return refused
+
+    def _without(self, sample: RegionSample, refused: Mapping[str, ValueError]) -> RegionSample:
+        """Takes regions, captions and hard negatives with such texts out of a sample, and writes them down."""
+        found: dict[str, ValueError] = {}
+
+        def accepted(text: Any) -> bool:
+            reason = refused.get(text.strip()) if isinstance(text, str) else None
+            if reason is not None:
+                found[text.strip()] = reason
+            return reason is None
+
+        per_region = [*_PER_REGION, *(key for key in _PER_REGION_OPTIONAL if key in sample)]
+        kept = [number for number, text in enumerate(sample["texts"]) if accepted(text)]
+        cleaned = {**sample, **{key: [sample[key][number] for number in kept] for key in per_region}}
+        cleaned["object_texts"] = [text if accepted(text) else None for text in cleaned["object_texts"]]
+        if "hard_negatives" in sample:
+            cleaned["hard_negatives"] = [list(filter(accepted, texts)) for texts in cleaned["hard_negatives"]]
+        for key in ("captions", "long_captions"):
+            if key in sample:
+                cleaned[key] = list(filter(accepted, sample[key]))
+        image_id = str(sample["image_id"])
+        for text, error in found.items():
+            self.bad_samples.add_bad(f"image {image_id!r:.200}, text {text!r:.200}", error, image_id)
+        return cleaned
 
     def _count_empty_regions(self, batch: Mapping[str, torch.Tensor], samples: Sequence[RegionSample]) -> None:
         boxes = batch["region_boxes"]

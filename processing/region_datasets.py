@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from .bad_samples import BadSampleLog
+from .bad_samples import BAD_DATA_ERRORS, BadSampleLog
 from .region_records import RegionSample, check_record, clean_record, sample_of_clean_record
 from .training_epochs import EpochDataset
 
@@ -77,7 +77,7 @@ class RegionJsonlDataset(EpochDataset):
         self.image_root = self.path.parent if image_root is None else Path(image_root)
         self.records: list[dict[str, Any]] = []
         self._line_numbers: list[int] = []
-        bad: list[tuple[str, ValueError]] = []
+        bad: list[tuple[str, Exception, str | None]] = []
         # In bytes, so that a line that is not UTF-8 is one bad line.
         with open(self.path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -86,17 +86,14 @@ class RegionJsonlDataset(EpochDataset):
                 where = f"{self.path}, line {number}"
                 try:
                     self.records.append(self._read_line(line, where))
-                except ValueError as error:
+                except BAD_DATA_ERRORS as error:
                     if bad_samples is None:
                         raise
-                    bad.append((where, error))
+                    bad.append((where, error, None))
                 else:
                     self._line_numbers.append(number)
         if bad_samples is not None:
-            bad_samples.add_source(str(self.path), len(self.records) + len(bad))
-            bad_samples.add_good(len(self.records))
-            for where, error in bad:
-                bad_samples.add_bad(where, error)
+            bad_samples.add_checked(str(self.path), len(self.records) + len(bad), bad)
         if not self.records:
             raise ValueError(f"{self.path} holds no record; a record is one JSON object a line.")
 

@@ -4,17 +4,29 @@
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers.utils import logging
 
-from .region_records import RegionSample, check_relative_path, is_text, open_stored_image
-from .regions import to_mask
+from .bad_samples import BAD_DATA_ERRORS, BadSampleLog
+from .region_records import (
+    RegionSample,
+    check_image_size,
+    check_relative_path,
+    is_text,
+    open_stored_image,
+    read_image_header,
+)
+from .regions import encode_rle, to_mask
 from .training_epochs import EpochDataset
 
+
+logger = logging.get_logger(__name__)
 
 _COLUMNS = {
     "file_name": "path of the image",
@@ -63,14 +75,21 @@ class RegionFolderDataset(EpochDataset):
     indexed, as stored, without regard to EXIF orientation. A mask without a pixel is passed on: `PixCLIPDataCollator`
     warns of it, and the model leaves the region out and counts it.
 
+    For a stream of shards see `iter_region_folder_records`.
+
     Args:
         folder (`str` or `os.PathLike`):
             The folder.
         table (`str` or `os.PathLike`, *optional*, defaults to the folder's `metadata.csv` or `metadata.jsonl`):
             Another table, for example one a split, with the ending `.csv` or `.jsonl`.
+        bad_samples (`BadSampleLog`, *optional*):
+            Where rows that are malformed, or whose image or mask is missing, damaged or of the wrong size, are counted
+            and written down; they are left out then, and with the last row of an image the image. For files whose
+            pixels cannot be read when they are indexed see `SkipBadSamples`.
 
     Raises:
         FileNotFoundError: If there is no table.
+        TooManyBadSamplesError: See `BadSampleLog`.
         ValueError: If the table, a row or a file is not as above, or, when indexed, a file cannot be read; names the
             table, its line, the column and what is accepted.
 
@@ -88,25 +107,46 @@ class RegionFolderDataset(EpochDataset):
         (['A brown dog.'], 225)
     """
 
-    def __init__(self, folder: str | os.PathLike, table: str | os.PathLike | None = None):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        table: str | os.PathLike | None = None,
+        bad_samples: BadSampleLog | None = None,
+    ):
         super().__init__()
         self.folder = Path(folder)
         self.path = _find_table(self.folder) if table is None else Path(table)
         images: dict[str, dict[str, Any]] = {}
+        rows = 0
+        bad: list[tuple[str, Exception, str | None]] = []
         for where, row in _read_rows(self.path):
-            self._add_row(row, where, images)
+            rows += 1
+            try:
+                self._add_row(_checked(row, where), where, images)
+            except BAD_DATA_ERRORS as error:
+                if bad_samples is None:
+                    raise
+                name = row.get("file_name") if isinstance(row, dict) else None
+                bad.append((where, error, name if isinstance(name, str) else None))
+        if bad_samples is not None:
+            bad_samples.add_checked(str(self.path), rows, bad, "rows")
         self.records = list(images.values())
         if not self.records:
-            raise ValueError(f"{self.path} has no row; it has one a region, with the columns {', '.join(_COLUMNS)}.")
+            which = "good row" if rows else "row"
+            raise ValueError(
+                f"{self.path} has no {which}; it has one a region, with the columns {', '.join(_COLUMNS)}."
+            )
 
     def _add_row(self, row: dict[str, Any], where: str, images: dict[str, dict[str, Any]]) -> None:
         if "file_name" not in row:
             raise ValueError(f"{where}: column 'file_name' is empty; it is the {_COLUMNS['file_name']}.")
         name = row["file_name"]
-        if name not in images:
+        record = images.get(name)
+        if record is None:
             file = self._existing(row, "file_name", where)
-            size, _ = _read_header(file, f"{where}: {file}")
-            images[name] = {
+            size, _ = read_image_header(file, f"{where}: {file}")
+            check_image_size(*size, f"{where}: {file}")
+            record = {
                 "image_id": name,
                 "where": where,
                 "size": size,
@@ -114,30 +154,35 @@ class RegionFolderDataset(EpochDataset):
                 "long_captions": [],
                 "regions": [],
             }
-        record = images[name]
-        for column, captions in (("caption", "captions"), ("long_caption", "long_captions")):
-            if column in row and row[column] not in record[captions]:
-                record[captions].append(row[column])
-        if "mask_file_name" not in row:
+        if "mask_file_name" in row:
+            self._check_region(row, where, record)
+        else:
             of_region = [column for column in _OF_REGION if column in row]
             if of_region:
                 raise ValueError(
                     f"{where}: column 'mask_file_name' is empty, but {of_region[0]!r} is not; a region has a mask, and "
                     f"what is true of the whole image goes into 'caption' or 'long_caption'."
                 )
-            return
+        # Now that all of the row is good.
+        images[name] = record
+        for column, captions in (("caption", "captions"), ("long_caption", "long_captions")):
+            if column in row and row[column] not in record[captions]:
+                record[captions].append(row[column])
+        if "mask_file_name" in row:
+            record["regions"].append({**row, "where": where})
+
+    def _check_region(self, row: dict[str, Any], where: str, record: dict[str, Any]) -> None:
         if "text" not in row:
             raise ValueError(f"{where}: column 'text' is empty; a region with a mask has a text.")
         file = self._existing(row, "mask_file_name", where)
-        size, mode = _read_header(file, f"{where}: {file}")
+        size, mode = read_image_header(file, f"{where}: {file}")
         if size != record["size"]:
             raise ValueError(
-                f"{where}: mask {file} is {size[0]} pixels wide and {size[1]} high, but its image {name} is "
+                f"{where}: mask {file} is {size[0]} pixels wide and {size[1]} high, but its image {row['file_name']} is "
                 f"{record['size'][0]} wide and {record['size'][1]} high; a mask has the size of its image."
             )
         if mode not in _MASK_MODES:
             raise ValueError(f"{where}: mask {file} has PIL mode {mode!r}; accepted are {', '.join(_MASK_MODES)}.")
-        record["regions"].append({**row, "where": where})
 
     def _existing(self, row: dict[str, Any], column: str, where: str) -> Path:
         check_relative_path(row[column], f"{where}: column {column!r}", "the folder")
@@ -168,6 +213,73 @@ class RegionFolderDataset(EpochDataset):
         }
 
 
+def iter_region_folder_records(
+    folder: str | os.PathLike,
+    table: str | os.PathLike | None = None,
+    bad_samples: BadSampleLog | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yields the images of such a folder as records for `write_region_webdataset` and `write_region_parquet`.
+
+    The table is held in memory; mask files are read one image at a time and become RLE. A soft mask is cut at one half.
+    Regions whose mask has no pixel then are left out, and counted in a warning at the end.
+
+    Args:
+        folder, table:
+            As for `RegionFolderDataset`.
+        bad_samples: Where bad rows, and images of which a mask cannot be read, are counted and written down; they are
+            left out then. A log of its own, not that of a training.
+
+    Yields:
+        Records of the form that `RegionJsonlDataset` describes; their image paths are relative to `folder`.
+
+    Raises:
+        FileNotFoundError, ValueError, TooManyBadSamplesError: As `RegionFolderDataset` does.
+
+    Example:
+        >>> import tempfile
+        >>> from processing_pixclip import write_region_webdataset
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (40, 30)).save(folder / "dog.jpg")
+        >>> Image.new("L", (40, 30), 255).save(folder / "dog_mask.png")
+        >>> rows = "file_name,mask_file_name,text\\ndog.jpg,dog_mask.png,A brown dog.\\n"
+        >>> _ = (folder / "metadata.csv").write_text(rows)
+        >>> records = iter_region_folder_records(folder)
+        >>> [file.name for file in write_region_webdataset(records, folder / "shards", image_root=folder)]
+        ['00000.tar']
+    """
+    dataset = RegionFolderDataset(folder, table, bad_samples)
+    rejected: Counter[str] = Counter()
+    for record in dataset.records:
+        width, height = record["size"]
+        regions = []
+        try:
+            for region in record["regions"]:
+                mask = _read_mask(dataset.folder / region["mask_file_name"], region["where"]) >= 0.5
+                if not mask.any():
+                    rejected["empty mask"] += 1
+                    continue
+                texts = {key: region[key] for key in _OF_REGION if key in region}
+                regions.append({"mask": encode_rle(mask), **texts})
+        except BAD_DATA_ERRORS as error:
+            if bad_samples is None:
+                raise
+            bad_samples.add_bad(record["where"], error, record["image_id"])
+            continue
+        if bad_samples is not None:
+            bad_samples.add_good()
+        yield {
+            "image": record["image_id"],
+            "image_id": record["image_id"],
+            "width": width,
+            "height": height,
+            "captions": record["captions"],
+            "long_captions": record["long_captions"],
+            "regions": regions,
+        }
+    if rejected:
+        logger.warning(f"{dataset.path}: left out: {dict(rejected)}.")
+
+
 def _find_table(folder: Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
@@ -181,56 +293,75 @@ def _find_table(folder: Path) -> Path:
     return found[0]
 
 
-def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Gives the rows with their place, without empty cells, their texts without the whitespace around them."""
+def _read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Gives the rows with their place, and in place of one that cannot be read the error."""
     if path.suffix not in (".csv", ".jsonl"):
         raise ValueError(f"{path} ends in {path.suffix!r}; a table is a .csv or a .jsonl file.")
-    try:
-        # Spreadsheets put a mark at the start of UTF-8.
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for where, row in (_csv_rows if path.suffix == ".csv" else _jsonl_rows)(file, path):
-                yield where, _checked(row, where)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from error
+    # Spreadsheets put a mark at the start of UTF-8. What is no UTF-8 becomes halves of surrogate pairs, in its row.
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        yield from (_csv_rows if path.suffix == ".csv" else _jsonl_rows)(file, path)
 
 
-def _csv_rows(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(file, strict=True)
     try:
-        _check_columns(reader.fieldnames or [], f"{path}, line 1")
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                cells = "more" if None in row else "fewer"
-                raise ValueError(
-                    f"{where} has {cells} cells than the {len(reader.fieldnames)} columns; a text with a comma goes into "
-                    f'"double quotes".'
-                )
-            row["hard_negatives"] = [text for text in row.get("hard_negatives", "").split("|") if text.strip()]
-            yield where, row
+        names = reader.fieldnames or []
     except csv.Error as error:
-        raise ValueError(f"{path} is not CSV after line {reader.line_num}: {error}.") from error
+        raise ValueError(f"{path} is not CSV in line 1: {error}.") from error
+    _check_unicode(names, f"{path}, line 1")
+    _check_columns(names, f"{path}, line 1")
+    while True:
+        line = reader.line_num
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        # The reader goes on with the next line.
+        except csv.Error as error:
+            yield f"{path}, line {line + 1}", ValueError(f"{path} is not CSV after line {line}: {error}.")
+            continue
+        where = f"{path}, line {reader.line_num}"
+        try:
+            yield where, _cells_of(row, where, len(names))
+        except ValueError as error:
+            yield where, error
 
 
-def _jsonl_rows(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _cells_of(row: dict[str | None, Any], where: str, columns: int) -> dict[str, Any]:
+    if None in row or None in row.values():
+        cells = "more" if None in row else "fewer"
+        raise ValueError(
+            f'{where} has {cells} cells than the {columns} columns; a text with a comma goes into "double quotes".'
+        )
+    _check_unicode(list(row.values()), where)
+    row["hard_negatives"] = [text for text in row.get("hard_negatives", "").split("|") if text.strip()]
+    return row
+
+
+def _jsonl_rows(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON ({error}); a row is one JSON object a line.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is a {type(row).__name__}; a row is one JSON object a line.")
-        _check_columns(list(row), where)
-        yield where, row
+            _check_unicode([line], where)
+            yield where, json.loads(line)
+        # The latter where brackets are nested by the thousand.
+        except (ValueError, RecursionError) as error:
+            yield where, ValueError(f"{where} is not JSON ({error}); a row is one JSON object a line.")
+
+
+def _check_unicode(texts: list[str], where: str) -> None:
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} is not UTF-8; save the table as UTF-8.") from error
 
 
 def _check_columns(names: list[str], where: str) -> None:
     for name in names:
         if name not in _COLUMNS:
-            raise ValueError(f"{where}: column {name!r} is unknown; accepted are {', '.join(_COLUMNS)}.")
+            raise ValueError(f"{where}: column {name!r:.200} is unknown; accepted are {', '.join(_COLUMNS)}.")
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise ValueError(f"{where}: column {sorted(repeated)[0]!r} is there twice.")
@@ -238,7 +369,13 @@ def _check_columns(names: list[str], where: str) -> None:
         raise ValueError(f"{where}: column 'file_name' is missing; it is the {_COLUMNS['file_name']}.")
 
 
-def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    """Returns the row without empty cells, its texts without the whitespace around them."""
+    if isinstance(row, Exception):
+        raise row
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is a {type(row).__name__}; a row is one JSON object a line.")
+    _check_columns(list(row), where)
     checked: dict[str, Any] = {}
     for column, value in row.items():
         several = column == "hard_negatives"
@@ -255,15 +392,6 @@ def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
         if texts:
             checked[column] = texts if several else texts[0]
     return checked
-
-
-def _read_header(file: Path, name: str) -> tuple[tuple[int, int], str]:
-    try:
-        with Image.open(file) as image:
-            return image.size, image.mode
-    # Decoders of damaged files raise OSError, SyntaxError, ValueError and others.
-    except Exception as error:
-        raise ValueError(f"{name} cannot be read as an image: {type(error).__name__}: {error}") from error
 
 
 def _read_mask(file: Path, where: str) -> np.ndarray:
@@ -287,4 +415,4 @@ def _read_mask(file: Path, where: str) -> np.ndarray:
     return to_mask(mask, *mask.shape, name, allow_empty=True)
 
 
-__all__ = ["RegionFolderDataset"]
+__all__ = ["RegionFolderDataset", "iter_region_folder_records"]

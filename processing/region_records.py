@@ -2,14 +2,22 @@
 """The record of one image with its regions: its checks, and the sample that readers make of it."""
 
 import os
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import PureWindowsPath
 from typing import Any, NotRequired, TypedDict
 
 from PIL import Image
 
-from .image_processing_pixclip import read_image
+from .image_processing_pixclip import PixCLIPImageProcessor, read_image
 from .regions import box_to_mask, check_box, is_polygons, mask_runs
+
+
+# Longer or higher ones are strips, not photos; resize_mode="shortest_edge" would blow them up without bound.
+MAX_ASPECT_RATIO = 100
+# What counts as a letter or symbol and shows nothing: fillers of Hangul, the Braille pattern without dots, and the sign of
+# a character that was lost.
+_BLANK_LETTERS = frozenset("\u115f\u1160\u2800\ufffd")
 
 
 class RegionSample(TypedDict):
@@ -84,7 +92,8 @@ def check_record(record: Any, where: str) -> None:
     _check_keys(record, _RECORD_KEYS, where)
     for key in ("width", "height"):
         if record[key] < 1:
-            raise ValueError(f"{where}: key {key!r} is {record[key]}; accepted is {_RECORD_KEYS[key][1]}.")
+            raise ValueError(f"{where}: key {key!r} is {record[key]!r:.200}; accepted is {_RECORD_KEYS[key][1]}.")
+    check_image_size(record["width"], record["height"], where)
     check_relative_path(record["image"], f"{where}: key 'image'", "image_root")
     check_texts(record.get("captions", []), f"{where}: captions", "a caption")
     check_texts(record.get("long_captions", []), f"{where}: long_captions", "a caption")
@@ -97,7 +106,8 @@ def _check_region(region: Any, height: int, width: int, where: str) -> None:
     for key in ("text", "object_text"):
         if region.get(key) is not None and not is_text(region[key]):
             raise ValueError(
-                f"{where}: key {key!r} is empty or not Unicode ({region[key]!r}); accepted is {_REGION_KEYS[key][1]}."
+                f"{where}: key {key!r} is empty, or blank, or not Unicode ({region[key]!r:.200}); accepted is "
+                f"{_REGION_KEYS[key][1]}."
             )
     check_texts(region.get("hard_negatives", []), f"{where}: hard_negatives", "a hard negative")
     if ("mask" in region) == ("box" in region):
@@ -114,7 +124,7 @@ def _check_region(region: Any, height: int, width: int, where: str) -> None:
         raise ValueError(f"{where}: key 'mask' is not a mask; accepted is {_REGION_KEYS['mask'][1]}.")
     if isinstance(mask, dict) and mask["size"] != size:
         raise ValueError(
-            f"{where}: key 'mask' has size {mask['size']}, but the image has [height, width] = {size}; a mask is "
+            f"{where}: key 'mask' has size {mask['size']!r:.200}, but the image has [height, width] = {size}; a mask is "
             f"given at the size of its image."
         )
     if not mask_runs(mask, *size, f"{where}: key 'mask'")[1::2].any():
@@ -208,9 +218,10 @@ def open_stored_image(file: str | os.PathLike | bytes, name: str, size: tuple[in
         `PIL.Image.Image` of mode RGB.
 
     Raises:
-        ValueError: If the image cannot be read, is too large or is not of that size.
+        ValueError: If the image cannot be read, is too large, is a strip (`MAX_ASPECT_RATIO`) or is not of that size.
     """
     image = read_image(file, name, upright=False)
+    check_image_size(*image.size, name)
     if size is not None and image.size != size:
         raise ValueError(
             f"{name} is {image.width} pixels wide and {image.height} high, but its entry says {size[0]} and {size[1]}."
@@ -218,24 +229,62 @@ def open_stored_image(file: str | os.PathLike | bytes, name: str, size: tuple[in
     return image
 
 
+def read_image_header(file: str | os.PathLike, name: str) -> tuple[tuple[int, int], str]:
+    """Returns width and height, and the PIL mode, of an image file that error messages call `name`."""
+    try:
+        with Image.open(file) as image:
+            return image.size, image.mode
+    # Decoders of damaged files raise OSError, SyntaxError, ValueError and others.
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read as an image: {type(error).__name__}: {error}") from error
+
+
+def check_image_size(width: int, height: int, where: str) -> None:
+    """Raises a `ValueError` if an image has more pixels than readers open, or is a strip (`MAX_ASPECT_RATIO`)."""
+    limit = PixCLIPImageProcessor.max_image_pixels
+    if width * height > limit:
+        raise ValueError(
+            f"{where}: the image is {width!r:.20} pixels wide and {height!r:.20} high; accepted are up to {limit} "
+            f"pixels in all."
+        )
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(
+            f"{where}: the image is {width} pixels wide and {height} high; accepted is up to {MAX_ASPECT_RATIO} times as "
+            f"long as it is narrow. Crop it."
+        )
+
+
 def check_relative_path(path: str, name: str, root: str) -> None:
     """Raises a `ValueError` that calls the path `name` if it is not one below the folder `root`."""
     # Both separators and drive letters, so that a file means the same on every system.
     parts = PureWindowsPath(path)
     if parts.anchor or ".." in parts.parts or not parts.parts:
-        raise ValueError(f"{name} is {path!r}; accepted is a path below {root}, relative to it.")
+        raise ValueError(f"{name} is {path!r:.200}; accepted is a path below {root}, relative to it.")
 
 
 def check_texts(texts: list[Any], name: str, kind: str) -> None:
     """Raises a `ValueError` that names the first of the texts that is not a non-empty string."""
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not is_text(text):
-            raise ValueError(f"{name}[{number}] is {text!r}; {kind} is a non-empty string.")
+            raise ValueError(f"{name}[{number}] is {text!r:.200}; {kind} is a non-empty string.")
 
 
 def is_text(text: str) -> bool:
-    """Whether a string is not blank and has a UTF-8 form: JSON can hold half a surrogate pair, which has none."""
-    return bool(text.strip()) and text.encode("utf-8", "ignore").decode("utf-8") == text
+    """Whether a string shows something and has a UTF-8 form.
+
+    JSON can hold half a surrogate pair, which has no such form. Texts of the web can hold nothing but marks that show
+    nothing, such as a zero-width space; tokenizers drop these, and nothing would be left to encode.
+    """
+    return any(map(_is_visible, text)) and text.encode("utf-8", "ignore").decode("utf-8") == text
+
+
+def _is_visible(character: str) -> bool:
+    # Neither a control, format, private or unassigned character, nor whitespace, nor a mark on a missing letter, nor a
+    # blank letter; in the parts that some tokenizers break it into, such as a space and an accent.
+    return any(
+        unicodedata.category(part)[0] not in "CZM" and part not in _BLANK_LETTERS
+        for part in unicodedata.normalize("NFKD", character)
+    )
 
 
 def _check_keys(item: Any, keys: dict[str, tuple[Any, str, bool]], where: str) -> None:
@@ -243,10 +292,10 @@ def _check_keys(item: Any, keys: dict[str, tuple[Any, str, bool]], where: str) -
         raise ValueError(f"{where} is a {type(item).__name__}; accepted is an object with the keys {sorted(keys)}.")
     for key in item:
         if key not in keys:
-            raise ValueError(f"{where}: key {key!r} is unknown; accepted are {sorted(keys)}.")
+            raise ValueError(f"{where}: key {key!r:.200} is unknown; accepted are {sorted(keys)}.")
     for key, (kind, accepted, required) in keys.items():
         if key not in item:
             if required:
                 raise ValueError(f"{where}: key {key!r} is missing; it is {accepted}.")
         elif not isinstance(item[key], kind) or isinstance(item[key], bool):
-            raise ValueError(f"{where}: key {key!r} is {item[key]!r}; accepted is {accepted}.")
+            raise ValueError(f"{where}: key {key!r} is {item[key]!r:.200}; accepted is {accepted}.")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import json
 import os
@@ -14,8 +13,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from .region_records import RegionSample, check_record, sample_of_record
 
@@ -31,12 +33,18 @@ try:
 except ImportError:
     pyarrow = parquet = None
 
+logger = logging.get_logger(__name__)
+
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 SIZES_FILE = "sizes.json"
 # Rows that are read at once: with photos of 100 kB about 10 MB.
 ROW_GROUP_SIZE = 100
+# A row group is held whole, about twice, by each worker that reads in it, and read from its start for any sample of it.
+LARGE_ROW_GROUP_BYTES = 1 << 27
 # A sparse member of a tar can claim any size without taking it.
 MAX_MEMBER_BYTES = 1 << 28
+# Headers that hold a long name or pax records; tarfile reads them whole, whatever size a damaged one claims.
+MAX_EXTENDED_HEADER_BYTES = 1 << 16
 
 
 @dataclass
@@ -83,7 +91,8 @@ class ParquetShard:
     """A parquet file with a row an image: the keys of `RegionJsonlDataset`'s records are its columns.
 
     `image` is a struct of `bytes` and `path` (the `Image` feature of `datasets`), or a path alone. `regions` is the JSON
-    of the list, because masks have two forms, or a list of structs, in which a null is a missing key.
+    of the list, because masks have two forms, or a list of structs, in which a null is a missing key. Where `sizes.json`
+    is wrong, samples that cannot be read stand for those that it counts too many, and the last one for those too few.
 
     Attributes:
         size: Number of samples; as given, from `sizes.json`, or by the file's footer.
@@ -103,56 +112,66 @@ class ParquetShard:
 
     def read(self, start: int, stop: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, StoredRecord]]:
         """Yields index and content of the wanted positions from `start` to below `stop`; reads only their row groups."""
-        from datasets import IterableDataset
-
         try:
-            group_sizes = self._group_sizes()
-            # Names of files are taken for patterns, also where they hold brackets.
-            rows = IterableDataset.from_parquet(glob.escape(self.path)).decode(False).reshard()
+            with open_shard(self.path) as file:
+                yield from self._read(file, start, stop, wanted)
         except _UNREADABLE as error:
             yield from self._lost(range(start, stop), wanted, _named(error, self.path))
-            return
+
+    def _group_sizes(self) -> list[int]:
+        with open_shard(self.path) as file:
+            return _group_sizes(_parquet_file(file, self.path))
+
+    def _read(
+        self, file: Any, start: int, stop: int, wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, StoredRecord]]:
+        shard = _parquet_file(file, self.path)
+        group_sizes = _group_sizes(shard)
+        surplus = sum(group_sizes) > self.size
         first = 0
         for group, size in enumerate(group_sizes):
             indices = range(max(first, start), min(first + size, stop))
             if any(map(wanted, indices)):
-                try:
-                    # Not plain iteration, from which `datasets` takes a share for the worker of a data loader.
-                    columns = next(rows.shard(len(group_sizes), group).iter(batch_size=size))
-                except _UNREADABLE as error:
-                    yield from self._lost(indices, wanted, _named(error, f"{self.path}, row group {group}"))
-                else:
-                    for index in filter(wanted, indices):
-                        row = {name: values[index - first] for name, values in columns.items()}
-                        yield index, self._record_of(row, index)
+                for index, record in self._read_group(shard, group, first, indices, wanted):
+                    if surplus and index == self.size - 1:
+                        record.error = _more_than_listed(self.path, self.size)
+                    yield index, record
             first += size
-        if first > self.size:
-            raise _more_than_listed(self.path, self.size)
         yield from self._lost(range(max(first, start), stop), wanted, _less_than_listed(self.path, self.size))
 
-    def _group_sizes(self) -> list[int]:
-        if parquet is None:
-            raise ImportError(f"{self.path} needs pyarrow to be read; install it with `pip install pyarrow`.")
-        with open_shard(self.path) as file:
-            metadata = parquet.ParquetFile(file).metadata
-        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-
-    def _record_of(self, row: dict[str, Any], index: int) -> StoredRecord:
-        where = f"{self.path}, row {index}"
-        record = {key: value for key, value in row.items() if value is not None}
-        image = record.get("image")
-        content = None
-        if isinstance(image, Mapping):
-            content = image["bytes"]
-            record["image"] = image["path"] or str(record.get("image_id"))
+    def _read_group(
+        self, shard: Any, group: int, first: int, indices: range, wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, StoredRecord]]:
+        self._tell_large(shard.metadata.row_group(group).total_byte_size)
+        where, index = f"{self.path}, row group {group}", first
+        reason: Exception = ValueError(f"{where} ends before its last row.")
         try:
-            if isinstance(record.get("regions"), str):
-                record["regions"] = _parse(record["regions"], f"{where}: column 'regions'")
-            elif "regions" in record:
-                record["regions"] = [_without_nulls(region) for region in record["regions"]]
-        except ValueError as error:
-            return StoredRecord(where, record, error=error)
-        return StoredRecord(where, record, content, self.image_root)
+            for batch in shard.iter_batches(ROW_GROUP_SIZE, row_groups=[group], use_threads=False):
+                for row in range(batch.num_rows):
+                    if index in indices and wanted(index):
+                        yield index, self._record_of(batch, row, index)
+                    index += 1
+        except _UNREADABLE as error:
+            reason = _named(error, where)
+        yield from self._lost(range(max(index, indices.start), indices.stop), wanted, reason)
+
+    def _tell_large(self, size: int) -> None:
+        if size > LARGE_ROW_GROUP_BYTES:
+            # Once a folder, because it says nothing of the file.
+            logger.warning_once(
+                f"{posixpath.dirname(self.path)} has parquet files with row groups of more than "
+                f"{LARGE_ROW_GROUP_BYTES >> 20} MiB, about twice of which each worker holds in memory; write them in row "
+                f"groups of {ROW_GROUP_SIZE} images, as write_region_parquet does."
+            )
+
+    def _record_of(self, batch: Any, row: int, index: int) -> StoredRecord:
+        where = f"{self.path}, row {index}"
+        try:
+            columns = {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns)}
+        # A text that is no UTF-8, for example.
+        except _UNREADABLE as error:
+            return StoredRecord(where, error=_named(error, where))
+        return record_of_row(columns, where, self.image_root)
 
     def _lost(self, indices: range, wanted: Callable[[int], bool], error: Exception):
         for index in filter(wanted, indices):
@@ -163,7 +182,8 @@ class WebDatasetShard:
     """A tar file in the WebDataset layout: an image file `<key>.jpg` (or .png, ...) and its record `<key>.json`.
 
     Members with the same key, the name up to its first dot, are one sample and stand next to each other. Where a tar is
-    cut or damaged, one more sample, which cannot be read, stands for what is lost.
+    cut or damaged, one more sample, which cannot be read, stands for what is lost; where `sizes.json` is wrong, see
+    `ParquetShard`.
 
     Attributes:
         size: Number of samples; as given, from `sizes.json`, or counted by reading the headers of all members.
@@ -193,13 +213,15 @@ class WebDatasetShard:
         reason: Exception = _less_than_listed(self.path, self.size)
         try:
             with open_shard(self.path) as file:
-                samples = _samples_of_tar(file)
+                # The one in place of a bad sample; the next bad one is mostly replaced from the same shard.
+                samples = iter(_headers_of(self)) if stop - start == 1 else _samples_of_tar(file)
                 for sample in samples:
                     if isinstance(sample, ValueError):
                         reason = ValueError(f"{self.path}: {sample}")
                         break
                     if index == self.size - 1 and isinstance(next(samples, None), tuple):
-                        raise _more_than_listed(self.path, self.size)
+                        reason = _more_than_listed(self.path, self.size)
+                        break
                     if start <= index < stop and wanted(index):
                         yield index, self._record_of(file, index, *sample)
                     index += 1
@@ -210,15 +232,21 @@ class WebDatasetShard:
         for lost in filter(wanted, range(max(index, start), stop)):
             yield lost, StoredRecord(f"{self.path}, sample {lost}", error=reason)
 
-    def _record_of(self, file: Any, index: int, key: str, members: dict[str, tarfile.TarInfo]) -> StoredRecord:
+    def _record_of(self, file: Any, index: int, key: str, members: dict[str, list[tarfile.TarInfo]]) -> StoredRecord:
         where = f"{self.path}, sample {index} ({key!r})"
         content: dict[str, bytes] = {}
         images = [extension for extension in members if extension in IMAGE_EXTENSIONS]
+        for extension, same in members.items():
+            if len(same) > 1:
+                found = (
+                    f"{len(same)} members .{extension} stand next to each other under this key; a key is one sample's."
+                )
+                return StoredRecord(where, error=ValueError(f"{where}: {found}"))
         if len(images) != 1 or "json" not in members:
             found = f"it has the members {sorted(members)}; accepted is one image file, one of {IMAGE_EXTENSIONS}"
             return StoredRecord(where, error=ValueError(f"{where}: {found}, and one .json."))
         for extension in (images[0], "json"):
-            member = members[extension]
+            (member,) = members[extension]
             if member.issparse() or member.size > MAX_MEMBER_BYTES:
                 reason = f"{where}: member {member.name!r} is sparse or has more than {MAX_MEMBER_BYTES} bytes."
                 return StoredRecord(where, error=ValueError(reason))
@@ -227,9 +255,62 @@ class WebDatasetShard:
         return StoredRecord(where, content["json"], content[images[0]])
 
 
+@lru_cache(maxsize=1)
+def _headers_of(shard: WebDatasetShard) -> list[tuple[str, dict[str, list[tarfile.TarInfo]]] | ValueError]:
+    with open_shard(shard.path) as file:
+        return list(_samples_of_tar(file))
+
+
 SHARD_FORMATS = {"parquet": ParquetShard, "webdataset": WebDatasetShard}
 # What reading a damaged parquet file raises; most errors of Arrow are one of the first two.
 _UNREADABLE = (OSError, ValueError) if pyarrow is None else (OSError, ValueError, pyarrow.ArrowException)
+
+
+# What tarfile raises for damaged headers besides its own errors, such as for a pax record of 10^19 bytes.
+_DAMAGED_HEADER = (
+    tarfile.TarError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
+
+
+def record_of_row(row: Mapping[str, Any], where: str, image_root: str = "") -> StoredRecord:
+    """Makes a record of a row of a table, in the form that `ParquetShard` describes."""
+    record = {key: value for key, value in row.items() if value is not None}
+    image = record.get("image")
+    content = None
+    try:
+        if isinstance(image, Mapping):
+            content, path = image.get("bytes"), image.get("path")
+            if not isinstance(content, bytes) and (content is not None or path is None):
+                raise ValueError(
+                    f"{where}: column 'image' holds {sorted(map(str, image))} and in them neither bytes nor a path; "
+                    f"accepted is the file's content as 'bytes', or its 'path'."
+                )
+            record["image"] = path or str(record.get("image_id"))
+        if isinstance(record.get("regions"), str):
+            record["regions"] = _parse(record["regions"], f"{where}: column 'regions'")
+        elif isinstance(record.get("regions"), list):
+            record["regions"] = [_without_nulls(region) for region in record["regions"]]
+    except ValueError as error:
+        return StoredRecord(where, record, error=error)
+    return StoredRecord(where, record, content, image_root)
+
+
+def _parquet_file(file: Any, path: str) -> Any:
+    if parquet is None:
+        raise ImportError(f"{path} needs pyarrow to be read; install it with `pip install pyarrow`.")
+    # Not ahead, which would hold all row groups that are asked for.
+    return parquet.ParquetFile(file, pre_buffer=False)
+
+
+def _group_sizes(shard: Any) -> list[int]:
+    return [shard.metadata.row_group(group).num_rows for group in range(shard.metadata.num_row_groups)]
 
 
 def open_shards(paths: list[str], format_of: Callable[[str], str], image_root: str | None) -> list[Any]:
@@ -272,22 +353,45 @@ def open_shard(path: str) -> Any:
     return fsspec.open(path, "rb").open() if "://" in path else open(path, "rb")
 
 
-def _samples_of_tar(file: Any) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]] | ValueError]:
+class _Header(tarfile.TarInfo):
+    """A header whose size is looked at before tarfile believes it."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        header = super().frombuf(buf, encoding, errors)
+        extended = header.type in (
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+        )
+        if header.size < 0 or (extended and header.size > MAX_EXTENDED_HEADER_BYTES):
+            raise tarfile.ReadError(f"a header claims {header.size} bytes")
+        return header
+
+
+def _samples_of_tar(file: Any) -> Iterator[tuple[str, dict[str, list[tarfile.TarInfo]]] | ValueError]:
     """Yields key and members of each sample; then, if the tar does not end as a tar does, what is wrong with it."""
     key, members = None, {}
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")
-    except tarfile.TarError as error:
-        yield ValueError(f"it is no tar file ({error}).")
+        tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)
+    except _DAMAGED_HEADER as error:
+        yield ValueError(f"it is no tar file ({_told(error)}).")
         return
     with tar:
+        end = 0
         while True:
             try:
                 member = tar.next()
-            except tarfile.TarError as error:
+                # Pax records can make a size negative; tarfile would go back and find the same members for ever.
+                if member is not None and (member.size < 0 or tar.offset <= end):
+                    raise tarfile.ReadError(f"member {member.name!r} claims {member.size} bytes")
+            except _DAMAGED_HEADER as error:
                 # The last member that was read is cut, and with it this sample.
-                yield ValueError(f"the tar file is cut or damaged in sample {key!r} ({error}).")
+                yield ValueError(f"the tar file is cut or damaged in sample {key!r} ({_told(error)}).")
                 return
+            end = tar.offset
             if member is None:
                 break
             folder, _, name = member.name.rpartition("/")
@@ -298,10 +402,9 @@ def _samples_of_tar(file: Any) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]
                 yield key, members
                 members = {}
             key = posixpath.join(folder, stem)
-            members[extension.lower()] = member
+            members.setdefault(extension.lower(), []).append(member)
             # tarfile would hold on to every member it has seen.
             tar.members = []
-        end = tar.offset
     if key is not None:
         yield key, members
     # tarfile takes whatever is no header, or one of zeros, for the end.
@@ -315,6 +418,10 @@ def _samples_of_tar(file: Any) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]
             yield ValueError(f"the tar file is damaged after sample {key!r}, at byte {end}.")
             return
         block = file.read(tarfile.RECORDSIZE)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error):.200}" if str(error) else type(error).__name__
 
 
 def _read_sizes(folder: str) -> dict[str, int]:

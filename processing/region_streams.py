@@ -74,6 +74,11 @@ class RegionStream(IterableDataset):
     `dataloader_drop_last=True` the samples that do not fill a step are left out of the epoch in place of it. In one
     process the last batch is as short as it comes out.
 
+    **Why not `datasets`.** A shuffled `IterableDataset` of `datasets` (5.2) cannot be resumed exactly: its
+    `load_state_dict` loses the examples in the shuffle buffer, as its documentation says. And it shares out whole shards,
+    or lets every rank read everything, so that shards of uneven size leave ranks with uneven numbers of steps. For a
+    data set that exists only in that form there is `StreamedRecords`.
+
     **Resuming.** Which sample comes when depends on `seed`, the epoch and the numbers of ranks, workers and samples a
     batch alone. The `global_step` of a checkpoint's `trainer_state.json` is therefore the position: with
     `resume_from_checkpoint` and the same numbers, the next batch is precisely the one that would have come. The
@@ -239,9 +244,13 @@ class RegionStream(IterableDataset):
             "world_size": world_size,
         }
 
+    def stored_records(self) -> Iterator[StoredRecord]:
+        """All records of all shards in their order, not yet checked or decoded; `sample()` of each does that."""
+        yield from (record for _, record in _Sequence(self._shards).read(0, self._length))
+
     def _look_at_loader(self) -> _Loader:
         """Returns what the accelerate loader that begins will take from this stream."""
-        loader = _accelerate_loader()
+        loader = accelerate_loader()
         if loader is None:
             return _Loader()
         loaders = sys.modules["accelerate.data_loader"]
@@ -257,12 +266,7 @@ class RegionStream(IterableDataset):
             dataset = dataset.dataset
         if dataset is not self:
             return _Loader()
-        if isinstance(loader, loaders.DataLoaderDispatcher):
-            raise ValueError(
-                "accelerate is set to dispatch the batches of one process to the others, which cuts the tensors of a "
-                "batch of regions to the number of its images; set dispatch_batches=False, for the Trainer with "
-                'TrainingArguments(accelerator_config={"dispatch_batches": False}).'
-            )
+        refuse_dispatched_batches(loader)
         if ranks > 1 and self._node is not None:
             raise ValueError(
                 "the stream is split by split_by_node, and accelerate would split it again; leave it out."
@@ -298,7 +302,7 @@ class RegionStream(IterableDataset):
         samples = self._counted(self._read_lane(epoch, loader, index, workers, resume_at))
         if loader.ranks > 1 and self._node is None:
             return _between_those_of_other_ranks(samples, loader)
-        if self._node is None and _processes() > 1 and _accelerate_loader() is None:
+        if self._node is None and _processes() > 1 and accelerate_loader() is None:
             return _tell_unsplit(samples)
         return samples
 
@@ -498,11 +502,21 @@ def _shuffled(size: int, buffer_size: int, seed: str) -> Iterator[int]:
     yield from buffer
 
 
-def _accelerate_loader() -> Any:
-    """The data loader of accelerate that is being iterated."""
+def accelerate_loader() -> Any:
+    """Returns the data loader of accelerate that is being iterated, or `None`."""
     # Whoever iterates through accelerate has imported it.
     loaders = sys.modules.get("accelerate.data_loader")
     return None if loaders is None else loaders.GradientState().active_dataloader
+
+
+def refuse_dispatched_batches(loader: Any) -> None:
+    """Raises a `ValueError` if a data loader of accelerate cuts batches, which it does for a stream if not told else."""
+    if isinstance(loader, sys.modules["accelerate.data_loader"].DataLoaderDispatcher):
+        raise ValueError(
+            "accelerate is set to dispatch the batches of one process to the others, which cuts the tensors of a "
+            "batch of regions to the number of its images; set dispatch_batches=False, for the Trainer with "
+            'TrainingArguments(accelerator_config={"dispatch_batches": False}).'
+        )
 
 
 def _processes() -> int:

@@ -41,11 +41,12 @@ class SetEpochCallback(TrainerCallback):
     What `PixCLIPDataCollator` draws at random for an image hangs on the epoch. accelerate (1.15) passes the epoch to a
     data set with `set_epoch` in one process, but not in several, nor in an epoch that is resumed in the middle; without
     this callback every epoch would then draw the same, and a resumed training something else than the uninterrupted
-    one. A reader inside torch's `Subset` and `ConcatDataset` is found. Data sets without a length are left to
-    accelerate, which does call theirs.
+    one. A reader inside torch's `Subset` and `ConcatDataset` is found. Of streams accelerate calls `set_epoch`; here it is
+    only checked that there is one that puts the epoch into the samples.
 
     Raises:
-        ValueError: As the training begins, if no reader with `set_epoch` is found.
+        ValueError: As the training begins, if no reader with `set_epoch` is found, or the training set is a bare
+            `datasets.IterableDataset`, whose samples have no epoch.
 
     Example:
         >>> import tempfile
@@ -61,15 +62,22 @@ class SetEpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         dataset = train_dataloader.dataset
-        if isinstance(dataset, IterableDataset):
-            return
+        streamed = isinstance(dataset, IterableDataset)
+        # What accelerate wraps a stream in has a set_epoch also where the stream has none.
+        if streamed and hasattr(dataset, "process_index") and hasattr(dataset, "dataset"):
+            dataset = dataset.dataset
+        if type(dataset).__module__.partition(".")[0] == "datasets" and streamed:
+            raise ValueError(
+                "the training set is a datasets.IterableDataset, whose samples do not hold the epoch, so that every "
+                "epoch would draw the same regions and texts; give StreamedRecords(dataset) to the Trainer."
+            )
         readers = _readers(dataset)
         if not readers:
             raise ValueError(
                 f"SetEpochCallback found no set_epoch in the training set, a {type(dataset).__name__}; train on a "
                 f"reader of this package or give the data set set_epoch(epoch), which puts 'epoch' into its samples."
             )
-        for reader in readers:
+        for reader in [] if streamed else readers:
             reader.set_epoch(int(state.epoch or 0))
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -157,7 +158,107 @@ def test_processes_count_together_and_do_not_mix_their_lines(log_path):
     assert {len(line["reason"]) for line in lines} == {300} and len(lines) == 400
 
 
+def test_good_samples_are_written_in_blocks_and_none_is_lost(log_path):
+    seen = log_path.with_name("bad_samples.jsonl.seen")
+    log = BadSampleLog(log_path, max_bad_fraction=0.9)
+    log.add_good(100_000)
+    # Until the share is judged for the first time each is written at once.
+    assert seen.stat().st_size == 100_000
+    for _ in range(63):
+        log.add_good()
+    assert seen.stat().st_size == 100_000 and log.num_good == 100_063
+    log.add_good()
+    assert seen.stat().st_size == 100_064
+    log.add_good(3)
+    assert seen.stat().st_size == 100_064
+    log.add_bad("data, sample 1", ValueError("truncated"))
+    assert seen.stat().st_size == 100_067
+    log.add_good(3)
+    assert seen.stat().st_size == 100_067
+    log.flush()
+    assert seen.stat().st_size == 100_070
+    log.add_good(5)
+    # A copy counts for itself.
+    other = pickle.loads(pickle.dumps(log))
+    other.add_good(2)
+    del other
+    gc.collect()
+    assert log.num_good == 100_077
+    del log
+    gc.collect()
+    assert BadSampleLog(log_path).num_good == 100_077
+
+
+def _count_good(log, count):
+    for _ in range(count):
+        log.add_good()
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_a_worker_writes_its_block_as_it_ends_and_not_that_of_its_parent(log_path, method):
+    log = BadSampleLog(log_path)
+    log.add_good(100_000)
+    log.add_good(7)
+    process = multiprocessing.get_context(method).Process(target=_count_good, args=(log, 10))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert log.num_good == 100_017
+    assert log_path.with_name("bad_samples.jsonl.seen").stat().st_size == 100_010
+    log.flush()
+    assert log_path.with_name("bad_samples.jsonl.seen").stat().st_size == log.num_good == 100_017
+
+
+def test_a_program_writes_its_block_as_it_ends(log_path):
+    program = (
+        "import sys; from processing_pixclip import BadSampleLog; log = BadSampleLog(sys.argv[1]); "
+        "log.add_good(100_000); log.add_good(9)"
+    )
+    subprocess.run([sys.executable, "-c", program, log_path], check=True)
+    assert BadSampleLog(log_path).num_good == 100_009
+
+
+def test_reasons_are_cut(log_path, caplog):
+    log = BadSampleLog(log_path, max_bad_fraction=0.5, min_samples=1)
+    with pytest.raises(TooManyBadSamplesError) as error:
+        log.add_bad("data, sample 1", ValueError("x" * 5_000_000), "y" * 5_000_000)
+    (line,) = lines_of(log_path)
+    assert line["reason"] == "x" * 1000 + " ... (5000000 characters)" and len(line["image_id"]) < 300
+    assert len(str(error.value)) < 3000
+
+
 # Map-style data sets
+
+
+def test_entries_that_were_checked_are_not_yet_good_samples(tmp_path, log_path):
+    path = make_jsonl(tmp_path, 2000)
+    lines = path.read_bytes().splitlines(keepends=True)
+    # 10 lines of 2000 are no JSON: half of what is allowed.
+    path.write_bytes(b"".join([b"{\n"] * 10 + lines[10:]))
+    log = BadSampleLog(log_path, max_bad_fraction=0.01, min_samples=100)
+    reader = RegionJsonlDataset(path, bad_samples=log)
+    assert (log.num_good, log.num_bad) == (0, 10)
+    dataset = SkipBadSamples(reader, log)
+    # Few of those read are bad; the lines that were left out are no part of these.
+    for index in range(300):
+        dataset[index]
+    assert (log.num_good, log.num_bad) == (300, 10)
+    # Every image from here on is truncated: noticed at once, not after a hundredth of the whole data set.
+    for number in range(310, 2000):
+        (tmp_path / "images" / f"{number:04d}.jpg").write_bytes(photo(number)[:-40])
+    with pytest.raises(
+        TooManyBadSamplesError, match="2 of the 302 samples read are bad beside the 10 of 2000"
+    ) as error:
+        dataset[300]
+    assert "(1.2%)" in str(error.value)
+
+
+def test_too_many_bad_entries_stop_at_once(tmp_path, log_path):
+    path = spoiled_jsonl(tmp_path)
+    with pytest.raises(
+        TooManyBadSamplesError, match=r"4 of the 20 entries of .* are bad \(20.0%\), more than max_bad_fr"
+    ):
+        RegionJsonlDataset(path, bad_samples=BadSampleLog(log_path, max_bad_fraction=0.1))
 
 
 def spoiled_jsonl(folder):

@@ -160,6 +160,45 @@ def test_incomplete_and_later_checkpoints_go_first(tmp_path):
     assert checkpoints(tmp_path) == ["checkpoint-100-copy", "checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 
+def test_what_is_deleted_is_said(tmp_path, caplog):
+    trainer(tmp_path, CheckpointIntegrityCallback(), max_steps=4).train()
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-100").mkdir()
+    write_checkpoint_manifest(tmp_path / "checkpoint-100")
+    trainer(tmp_path, CheckpointIntegrityCallback(), save_total_limit=1).train()
+    messages = "\n".join(record.getMessage() for record in caplog.records)
+    assert "checkpoint-3 is incomplete and is deleted (save_total_limit is 1)" in messages
+    assert "checkpoint-100 is deleted, for the run is at step 2" in messages
+    assert checkpoints(tmp_path) == ["checkpoint-6"]
+
+
+def test_checkpoints_of_a_plain_trainer_stay(tmp_path):
+    trainer(tmp_path).train()
+    run = trainer(tmp_path, CheckpointIntegrityCallback(), save_total_limit=2, max_steps=12)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    plain = ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert checkpoints(tmp_path) == sorted([*plain, "checkpoint-10", "checkpoint-12"])
+    for name in plain:
+        assert (tmp_path / name / "model.safetensors").is_file()
+
+
+def test_a_deletion_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    run = trainer(tmp_path, CheckpointIntegrityCallback(), save_total_limit=1, max_steps=4)
+
+    def killed(folder):
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        run.train()
+    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+    assert "was not written to its end" in checkpoint_damage(tmp_path / "checkpoint-2")
+    trainer(tmp_path, CheckpointIntegrityCallback(), save_total_limit=1).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-4")
+    )
+    assert checkpoints(tmp_path) == ["checkpoint-6"]
+
+
 def test_the_best_checkpoint_stays(tmp_path):
     class Worse(TrainerCallback):
         """The loss is best at step 2."""
@@ -233,3 +272,37 @@ def test_the_limit_survives_a_run_that_fails(tmp_path):
     fail.failing = False
     run.train(resume_from_checkpoint=last_complete_checkpoint(tmp_path))
     assert checkpoints(tmp_path) == ["checkpoint-6"] and run.args.save_total_limit == 1
+
+
+def test_a_limit_that_is_taken_back_deletes_nothing(tmp_path):
+    """A limit is that of one run, of one that failed too if other arguments come after it."""
+    integrity = CheckpointIntegrityCallback()
+    run = trainer(tmp_path / "a", integrity, save_total_limit=1)
+    run.train()
+    run.args.save_total_limit = None
+    run.train()
+    assert checkpoints(tmp_path / "a") == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert run.args.save_total_limit is None
+
+    class Fail(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            raise RuntimeError("power")
+
+    with pytest.raises(RuntimeError, match="power"):
+        trainer(tmp_path / "b", integrity, Fail(), save_total_limit=1).train()
+    trainer(tmp_path / "c", integrity).train()
+    assert checkpoints(tmp_path / "c") == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+def test_without_torch_distributed(tmp_path, monkeypatch):
+    """A PyTorch that was built without it has `is_available` alone."""
+    integrity = CheckpointIntegrityCallback()
+    run = trainer(tmp_path, integrity, max_steps=2)
+    run.train()
+    (tmp_path / "checkpoint-2" / MANIFEST).unlink()
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    for name in ("is_initialized", "barrier", "get_rank", "get_world_size"):
+        monkeypatch.delattr(torch.distributed, name)
+    assert last_complete_checkpoint(tmp_path) is None
+    integrity.on_save(run.args, run.state, run.control)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")

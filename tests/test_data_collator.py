@@ -1,6 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The collator's batch: shapes, indices, captions, hard negatives, seeded draws, empty regions, augmentation."""
 
+import json
 import warnings
 from hashlib import blake2b
 
@@ -9,13 +10,14 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 from tiny_models import pixclip_config, randomise
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from modeling_pixclip import PixCLIPForPreTraining, get_objective_preset
 from processing_pixclip import (
+    BadSampleLog,
     EvaluationRegions,
     PixCLIPDataCollator,
     PixCLIPImageProcessor,
@@ -489,6 +491,50 @@ def test_an_image_is_decoded_and_resized_once(processor, tmp_path, monkeypatch, 
     torch.testing.assert_close(
         batch["crop_pixel_values"][0], torch.from_numpy(expected).permute(2, 0, 1).float(), rtol=1e-5, atol=1e-5
     )
+
+
+def test_texts_that_the_tokenizer_refuses_are_dropped_and_written_down(tmp_path):
+    backend = Tokenizer(models.WordLevel({"[pad]": 0, "[unk]": 1, "</s>": 2}, unk_token="[unk]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Takes more away than whitespace and marks: what a reader cannot know of.
+    backend.normalizer = normalizers.Replace(Regex("[0-9]"), "")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[pad]", unk_token="[unk]")
+    processor = PixCLIPProcessor(PixCLIPImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+    good = rich_sample("good", hard_negatives=[["a", "b", "c"], ["d"]], captions=["one", "two", "three"])
+    spoiled = {
+        **rich_sample("spoiled"),
+        "texts": ["123", "a dog"],
+        "object_texts": ["a cat", " 4 "],
+        "hard_negatives": [["a cow"], ["a bag", "56"]],
+        "captions": ["7"],
+        "long_captions": ["8 8"],
+    }
+    options = {"captions": True, "hard_negatives": True, "max_hard_negatives": 2}
+    with pytest.raises(ValueError, match="no character that the tokenizer keeps"):
+        PixCLIPDataCollator(processor, **options)([good, spoiled])
+    log = BadSampleLog(tmp_path / "bad_samples.jsonl", max_bad_fraction=1.0)
+    collator = PixCLIPDataCollator(processor, **options, bad_samples=log)
+    batch = collator([spoiled, good])
+    assert batch["region_image_index"].tolist() == [0, 1, 1]
+    # The object text of the region that is left is its text.
+    assert batch["region_text_index"][0] == batch["object_text_index"][0]
+    assert batch["short_caption_index"][0] == batch["long_caption_index"][0] == -1
+    assert batch["hard_negative_region_index"].tolist() == [0, 1, 1, 2]
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert {line["where"] for line in lines} == {
+        f"image 'spoiled', text {t!r}" for t in ("123", "4", "56", "7", "8 8")
+    }
+    # The draws of the other image are what they are alone.
+    alone = collator([good])
+
+    def texts_of_good(batch, name, rows):
+        return batch["text_ids"][batch[name][rows]].tolist()
+
+    assert texts_of_good(batch, "short_caption_index", [1]) == texts_of_good(alone, "short_caption_index", [0])
+    assert texts_of_good(batch, "hard_negative_text_index", [1, 2, 3]) == texts_of_good(
+        alone, "hard_negative_text_index", [0, 1, 2]
+    )
+    assert collator([spoiled, good]).keys() == alone.keys() and log.num_bad == 5
 
 
 def test_malformed_samples_and_settings_are_named(processor):

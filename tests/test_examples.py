@@ -2,7 +2,9 @@
 """The main job as a user runs it, and the retrieval figures that it prints."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ from tiny_pretraining import DATA, ROOT, losses, make_workspace, pretrain
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, CLIPConfig, CLIPModel
 
 from modeling_pixclip import (
+    RegionStream,
     get_objective_preset,
     write_region_parquet,
     write_region_webdataset,
@@ -21,6 +24,7 @@ from modeling_pixclip import (
 
 
 sys.path.insert(0, str(ROOT / "examples"))
+from pretraining_data import bad_sample_log_path, evaluation_sample
 from region_retrieval import RegionEmbeddings, region_retrieval_metrics, text_rank
 from run_pretraining import main
 
@@ -381,9 +385,174 @@ def test_bad_samples_are_skipped_and_written_down_until_they_are_too_many(rich, 
         train(rich, "too_bad", *options, "--max_bad_fraction", 0.3)
 
 
+def truncate_first(records, folder, name):
+    """The records in a folder of their own, with the first image cut off; returns the path of the JSON lines."""
+    folder.mkdir()
+    for number, record in enumerate(records):
+        content = (DATA / record["image"]).read_bytes()
+        (folder / record["image"]).parent.mkdir(exist_ok=True)
+        (folder / record["image"]).write_bytes(content[:2000] if number == 0 else content)
+    (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    return folder / f"{name}.jsonl"
+
+
+def records_of(folder, name="train"):
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").open(encoding="utf-8")]
+
+
+def test_good_held_out_samples_do_not_hide_bad_training_samples(rich, tmp_path):
+    train_file = truncate_first(records_of(rich), tmp_path / "data", "train")
+    # 1 of 4, and 1 of 7 with the held-out ones.
+    with pytest.raises(RuntimeError, match="1 of the 4 samples read are bad"):
+        train(rich, "hidden", "--train_file", train_file, "--max_bad_fraction", 0.2)
+    assert len(records_of(rich / "hidden", "bad_samples")) == 1
+    assert not (rich / "hidden" / "bad_samples_held_out.jsonl").exists()
+
+
+def test_bad_held_out_samples_have_a_log_of_their_own(rich, tmp_path):
+    eval_file = truncate_first(records_of(rich, "heldout"), tmp_path / "data", "heldout")
+    folder = train(rich, "held_out", "--eval_file", eval_file, "--max_bad_fraction", 0.5)
+    (line,) = records_of(folder, "bad_samples_held_out")
+    assert line["image_id"] == records_of(rich, "heldout")[0]["image_id"]
+    assert not (folder / "bad_samples.jsonl").exists()
+    regions = sum(len(record["regions"]) for record in records_of(rich, "heldout")[1:])
+    metrics = json.loads((folder / "region_retrieval.json").read_text())
+    assert metrics["held-out"]["chance"]["r1"] == pytest.approx(1 / regions)
+    with pytest.raises(RuntimeError, match="1 of the 3 samples read are bad"):
+        train(rich, "held_out_bad", "--eval_file", eval_file, "--max_bad_fraction", 0.3)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_what_is_read_before_the_training_counts_for_no_share(rich, tmp_path, shards):
+    path = rich / "train.jsonl"
+    if shards:
+        write_region_webdataset(records_of(rich), tmp_path / "tar", rich)
+        path = tmp_path / "tar" / "*.tar"
+    options = ("--max_steps", 1, "--per_device_train_batch_size", 1, "--train_file", path)
+    folder = train(rich, f"one_step_{shards}", *options)
+    # One sample for the step, and one that the loader reads ahead.
+    assert (folder / "bad_samples.jsonl.seen").stat().st_size == 2
+    assert (folder / "bad_samples_held_out.jsonl.seen").stat().st_size == 3
+
+
+def test_bad_samples_are_judged_at_the_end_of_an_epoch(rich, tmp_path):
+    """Of 4 samples 3 are read, which is less than all; only the callback judges that."""
+    dataset = truncate_first(records_of(rich), tmp_path / "data", "train")
+    options = ("--train_file", dataset, "--train_sampling_strategy", "sequential", "--dataloader_drop_last", True)
+    with pytest.raises(RuntimeError, match="1 of the 3 samples read are bad"):
+        train(rich, "epoch_end", *options, "--per_device_train_batch_size", 3, "--max_bad_fraction", 0.3)
+
+
+def test_shards_are_sampled_as_they_are_stored(rich, tmp_path):
+    write_region_webdataset(records_of(rich), tmp_path / "tar", rich)
+    stream = RegionStream(f"{tmp_path}/tar/*.tar", shuffle_buffer=0)
+    sample = evaluation_sample(stream, max_regions=1000, captions=False)
+    assert len(sample) == 4
+    for found, expected, record in zip(sample, stream, sample.stored, strict=True):
+        assert list(found["image"].tobytes()) == list(expected["image"].tobytes())
+        assert found["texts"] == expected["texts"] and found.keys() == expected.keys()
+        assert isinstance(record.image, bytes) and len(record.image) < len(found["image"].tobytes()) / 2
+        assert not [value for value in vars(record).values() if hasattr(value, "tobytes")]
+
+
+def log_paths_of_a_machine(rank, folder):
+    torch.set_num_threads(1)
+    # Two processes a machine.
+    os.environ["GROUP_RANK"] = str(rank // 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=4)
+    paths = [bad_sample_log_path(folder, split).name for split in ("train", "held-out")]
+    (folder / str(rank)).write_text(" ".join(paths))
+    torch.distributed.destroy_process_group()
+
+
+def test_each_machine_has_a_log_of_its_own(tmp_path):
+    assert bad_sample_log_path(tmp_path, "train") == tmp_path / "bad_samples.jsonl"
+    torch.multiprocessing.start_processes(log_paths_of_a_machine, (tmp_path,), nprocs=4, start_method="fork")
+    first = "bad_samples.jsonl bad_samples_held_out.jsonl"
+    second = "bad_samples_machine1.jsonl bad_samples_held_out_machine1.jsonl"
+    assert [(tmp_path / str(rank)).read_text() for rank in range(4)] == [first, first, second, second]
+
+
+def test_a_stream_goes_on_only_where_it_stopped(rich, tmp_path):
+    write_region_webdataset(records_of(rich), tmp_path / "tar", rich, samples_per_shard=2)
+    options = ("--train_file", tmp_path / "tar" / "*.tar", "--save_strategy", "steps", "--save_steps", 1)
+    train(rich, "stream", *options, "--max_steps", 1)
+    refused = {
+        "batch_size 2, now 1": ("--per_device_train_batch_size", 1),
+        "seed 42, now 7": ("--data_seed", 7),
+        "workers 1, now 2": ("--dataloader_num_workers", 2),
+        "gradient_accumulation_steps 1, now 2": ("--gradient_accumulation_steps", 2),
+    }
+    for message, other in refused.items():
+        with pytest.raises(ValueError, match=message):
+            train(rich, "stream", *options, "--max_steps", 2, *other)
+    assert list(losses(train(rich, "stream", *options, "--max_steps", 2))) == [1, 2]
+    shard = sorted((tmp_path / "tar").glob("*.tar"))[0]
+    shard.with_name("region-9.tar").write_bytes(shard.read_bytes())
+    with pytest.raises(ValueError, match="samples 4, now 6; shards"):
+        train(rich, "stream", *options, "--max_steps", 3)
+
+
+@pytest.fixture(scope="module")
+def stopped(rich):
+    """A run with the checkpoints 1 and 2."""
+    return train(rich, "stopped", *STEPS)
+
+
+@pytest.fixture
+def copied(stopped, rich, request):
+    folder = rich / re.sub(r"\W", "_", request.node.name)
+    shutil.copytree(stopped, folder)
+    return folder
+
+
+STEPS = ("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 5)
+
+
+def test_a_torn_checkpoint_is_not_resumed_from_either_if_it_is_asked_for(rich, copied):
+    (copied / "checkpoint-2" / "model.safetensors").write_bytes(b"torn")
+    before = (copied / "run_arguments.json").read_bytes()
+    with pytest.raises(ValueError, match="checkpoint-2, which is incomplete: model.safetensors has 4 bytes"):
+        train(rich, copied.name, *STEPS, "--resume_from_checkpoint", copied / "checkpoint-2")
+    assert (copied / "run_arguments.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("output", ["same", "other"])
+def test_a_checkpoint_of_another_run_is_refused_if_it_is_asked_for(rich, copied, output):
+    folder = copied.name if output == "same" else f"{copied.name}_other"
+    options = ("--resume_from_checkpoint", copied / "checkpoint-1", "--preset", "alpha-clip")
+    with pytest.raises(ValueError, match="preset was 'pixclip' and is 'alpha-clip'"):
+        train(rich, folder, *STEPS, *options)
+
+
+def test_a_checkpoint_that_is_asked_for_is_taken(rich, copied, caplog):
+    expected = losses(copied)
+    folder = train(rich, copied.name, *STEPS, "--resume_from_checkpoint", copied / "checkpoint-1")
+    assert f"Going on from {copied / 'checkpoint-1'}" in caplog.text
+    assert losses(folder)[2]["loss"] == expected[2]["loss"]
+    caplog.clear()
+    train(rich, copied.name, *STEPS, "--num_train_epochs", 2, "--resume_from_checkpoint", True)
+    assert f"Going on from {copied / 'checkpoint-2'}" in caplog.text
+    with pytest.raises(ValueError, match="there is no complete checkpoint in .*, and resume_from_checkpoint is True"):
+        train(rich, "nothing", *STEPS, "--resume_from_checkpoint", True)
+
+
+def test_a_run_whose_record_is_lost_does_not_begin_anew(rich, copied, caplog):
+    (copied / "run_arguments.json").unlink()
+    with pytest.raises(ValueError, match="run_arguments.json, which tells of what run they are, cannot be read"):
+        train(rich, copied.name, *STEPS)
+    assert not (copied / "run_arguments.json").exists() and len(list(copied.glob("checkpoint-*"))) == 2
+    options = ("--num_train_epochs", 2, "--resume_from_checkpoint", copied / "checkpoint-2")
+    assert list(losses(train(rich, copied.name, *STEPS, *options))) == [1, 2, 3, 4]
+    assert "is of this model and these data is not checked" in caplog.text
+    assert (copied / "run_arguments.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["config.json", "--resume_from_checkpoint", "absent"], "is 'absent', and there is no such folder"),
+        (["config.json", "--resume_from_checkpoint", "False"], "accepted are a checkpoint's folder, and True"),
         (["--output_dir", "run"], "train_file and output_dir are needed"),
         (["config.json", "--no_such_option", "1"], "no_such_option"),
         (["wrong.json"], "unknown options colour"),

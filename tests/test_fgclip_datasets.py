@@ -2,6 +2,10 @@
 """The reader of FG-CLIP's files: what it makes of an item, what it leaves out and counts, what it refuses."""
 
 import json
+import logging
+import random
+import tracemalloc
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -15,8 +19,12 @@ from processing_pixclip import (
     PixCLIPDataCollator,
     PixCLIPImageProcessor,
     PixCLIPProcessor,
+    RegionStream,
     SkipBadSamples,
     TooManyBadSamplesError,
+    iter_fgclip_records,
+    write_region_parquet,
+    write_region_webdataset,
 )
 
 
@@ -189,7 +197,7 @@ def test_errors_name_file_item_and_key(root, item, message):
 def test_files_that_are_not_json(root):
     path = root / "data.json"
     path.write_text('[{"f_path": ')
-    with pytest.raises(ValueError, match="data.json is not JSON"):
+    with pytest.raises(ValueError, match="data.json, item 0 is not JSON"):
         FGCLIPDataset(path)
     path.write_text(json.dumps(make_item()) + "\n{")
     with pytest.raises(ValueError, match="data.json, line 2 is not JSON"):
@@ -206,11 +214,142 @@ def test_bad_items_are_counted_and_left_out(root):
     path.write_text("\n".join(lines))
     log = BadSampleLog(root / "bad_samples.jsonl", max_bad_fraction=0.5)
     dataset = FGCLIPDataset(path, root / "images", bad_samples=log)
-    assert len(dataset) == 2 and (log.num_good, log.num_bad) == (2, 2)
+    assert len(dataset) == 2 and (log.num_good, log.num_bad) == (0, 2)
     reasons = [json.loads(line) for line in (root / "bad_samples.jsonl").read_text().splitlines()]
     assert [line["where"] for line in reasons] == [f"{path}, line 2", f"{path}, line 3"]
     with pytest.raises(TooManyBadSamplesError):
         FGCLIPDataset(path, root / "images", bad_samples=BadSampleLog(root / "other.jsonl", max_bad_fraction=0.4))
+
+
+NASTY = [10**30, 10**400, -1, 1e308, float("nan"), float("inf"), "x" * 100_000, "\u200b", "\ud83d", "", True, None]
+NASTY += [[], {}, [[]], [[0.1]] * 4, {"0": {"0": []}}, [10**30] * 4, ["x" * 100_000], {"x" * 100_000: 1}]
+
+
+def places_of(item):
+    """The path of every value in an item."""
+    for key, value in item.items() if isinstance(item, dict) else enumerate(item):
+        yield [key]
+        if isinstance(value, (dict, list)):
+            yield from ([key, *rest] for rest in places_of(value))
+
+
+def test_whatever_an_item_holds_is_taken_or_counted(root):
+    path = root / "data.jsonl"
+    lines = [json.dumps(make_item(make_region()))] * 2
+    for place in places_of(make_item(make_region())):
+        for value in NASTY:
+            item = make_item(make_region())
+            parent = item
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = value
+            lines.append(json.dumps(item))
+    lines += ["[" * 100_000, '{"f_path": ' * 100_000, "[]", "1", "null"]
+    path.write_text("\n".join(lines) + "\n")
+    log = BadSampleLog(root / "bad_samples.jsonl", max_bad_fraction=1.0)
+    dataset = FGCLIPDataset(path, root / "images", bad_samples=log)
+    assert len(dataset) + log.num_bad == len(lines) and len(dataset) > 50 and log.num_bad > 50
+    assert max(map(len, (root / "bad_samples.jsonl").read_text().splitlines())) < 1500
+    for sample in dataset:
+        assert len(sample["texts"]) == len(sample["boxes"]) == len(sample["hard_negatives"])
+    records = iter_fgclip_records(path, root / "images", bad_samples=BadSampleLog(root / "o.jsonl", 1.0))
+    assert len(write_region_webdataset(records, root / "shards", root / "images", 10_000)) == 1
+
+
+def test_a_cut_list_in_a_folder_of_lists_is_lost_alone(root):
+    parts, images = root / "parts", root / "images"
+    parts.mkdir()
+    whole = json.dumps([make_item(make_region(), caption=str(number)) for number in range(4)])
+    (parts / "a.json").write_text(whole[: len(whole) * 3 // 8])
+    (parts / "b.json").write_text(whole)
+    (parts / "c.json").write_text("[" * 100_000)
+    (parts / "d.json").write_text(json.dumps(make_item(caption="x" * 500)))
+    (parts / "e.json").write_bytes(whole.replace('"caption": "2"', '"caption": "caf\xe9"').encode("latin-1"))
+    (parts / "f.json").write_text(whole + "]")
+    log = BadSampleLog(root / "bad_samples.jsonl", max_bad_fraction=0.5)
+    dataset = FGCLIPDataset(parts, images, bad_samples=log)
+    found = [(record["where"].split("/")[-1], record["long_captions"][0]) for record in dataset.records]
+    assert found == [
+        *[("a.json, item 0", "0")],
+        *[(f"b.json, item {number}", str(number)) for number in range(4)],
+        ("d.json, line 1", "x" * 500),
+        *[(f"e.json, item {number}", str(number)) for number in (0, 1, 3)],
+        *[(f"f.json, item {number}", str(number)) for number in range(4)],
+    ]
+    lines = [json.loads(line) for line in (root / "bad_samples.jsonl").read_text().splitlines()]
+    places = ["a.json, item 1", "c.json, item 0", "e.json, item 2", "f.json, item 4"]
+    assert [line["where"].split("/")[-1] for line in lines] == places
+    assert "what follows in the file cannot be read" in lines[0]["reason"] and "is not UTF-8" in lines[2]["reason"]
+    (parts / "g.json").mkdir()
+    with pytest.raises(FileNotFoundError, match="g.json is not a file"):
+        FGCLIPDataset(parts, images, bad_samples=log)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_is_read_as_json_reads_it(root, indent):
+    # Longer than several pieces of the file, with characters of up to four bytes and brackets in the texts.
+    draw = random.Random(0)
+    alphabet = 'ab]}[{,"\\ \n\u00e9\u4e2d\U0001f600'
+    items = [
+        make_item(make_region(), caption=f"{number} " + "".join(draw.choices(alphabet, k=draw.randrange(30_000))))
+        for number in range(60)
+    ]
+    path = root / "data.json"
+    path.write_text(json.dumps(items, ensure_ascii=False, indent=indent), encoding="utf-8-sig")
+    dataset = FGCLIPDataset(path, root / "images")
+    assert [record["long_captions"] for record in dataset.records] == [[item["caption"].strip()] for item in items]
+
+
+@pytest.mark.parametrize("write", [write_region_webdataset, write_region_parquet])
+@pytest.mark.parametrize("expressions", ["random", "long", "short"])
+def test_files_become_shards(root, write, expressions, monkeypatch, caplog):
+    Image.new("RGB", (3, 2)).save(root / "images" / "tiny.png")
+    regions = [make_region(bbox=[0.1, 0.1, 0.9, 0.1 + 0.1 * (n + 1)], long_expr=f"dog {n}") for n in range(8)]
+    items = [
+        make_item(*regions, make_region(bbox=[2, 2, 3, 3]), make_region(short_expr=None)),
+        make_item(f_path="coyo_image_0/2.jpg", short_caption=None),
+        make_item(f_path="coyo_image_0/missing.jpg"),
+        make_item(make_region(bbox=[0, 0, 2e-4, 1]), make_region(), f_path="tiny.png"),
+    ]
+    path, images = root / "data.json", root / "images"
+    path.write_text(json.dumps(items))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    settings = {"expressions": expressions, "seed": 3}
+    with pytest.raises(ValueError, match="item 2: key 'f_path' names .*missing.jpg, which is not a file"):
+        write(iter_fgclip_records(path, images, **settings), root / "none", images)
+    log = BadSampleLog(root / "bad_samples.jsonl", max_bad_fraction=0.5)
+    paths = write(iter_fgclip_records(path, images, **settings, bad_samples=log), root / "shards", images)
+    assert "'box outside the image': 1" in caplog.text and "'box without area': 1" in caplog.text
+    assert (log.num_good, log.num_bad) == (3, 1)
+    direct = FGCLIPDataset(path, images, **settings, bad_samples=BadSampleLog(root / "other.jsonl", 0.5))
+    stream = list(RegionStream(list(map(str, paths)), shuffle_buffer=0))
+    assert len(stream) == len(direct) == 3
+    for sample, expected in zip(stream, direct, strict=True):
+        kept = range(len(expected["texts"]))
+        if expected["image_id"] == "tiny.png":
+            # Less than a thousandth of a pixel, which a record does not hold.
+            kept = [1]
+        assert sample.keys() == expected.keys()
+        assert sample["image"].tobytes() == expected["image"].tobytes()
+        np.testing.assert_array_equal(sample["masks"], [expected["masks"][number] for number in kept])
+        for key in ("texts", "object_texts", "boxes", "categories", "hard_negatives"):
+            assert sample[key] == [expected[key][number] for number in kept]
+        for key in ("image_id", "captions", "long_captions", "epoch"):
+            assert sample[key] == expected[key]
+
+
+def test_records_are_made_one_by_one(root):
+    path = root / "data.json"
+    text = json.dumps(make_item(make_region(), caption="x" * 5000))
+    with open(path, "w") as file:
+        file.write("[" + ",\n".join([text] * 1200) + "]")
+    assert path.stat().st_size > 6_000_000
+    tracemalloc.start()
+    records = iter_fgclip_records(path, root / "images")
+    assert sum(1 for _ in islice(records, 1200)) == 1200
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000
 
 
 def test_a_damaged_image_is_named_or_skipped(root):

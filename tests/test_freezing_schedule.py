@@ -173,6 +173,23 @@ def two_process_options(**options):
     return {"max_grad_norm": 0.5, "adam_epsilon": 1e-3, "gradient_accumulation_steps": 2, **options}
 
 
+def train_alone(folder):
+    trainer = scheduled_trainer(folder, batch_size=2, ddp_find_unused_parameters=False, **two_process_options())
+    trainer.train()
+    assert torch.distributed.get_world_size() == 1 and trainer.model_wrapped is not trainer.model
+    torch.save(weights_of(trainer.model), f"{folder}/weights.pt")
+
+
+def test_one_process_under_ddp(tmp_path):
+    """`torchrun --nproc_per_node 1`: DDP waits for the gradients of all that it wrapped there too."""
+    plain = scheduled_trainer(tmp_path / "plain", batch_size=2, **two_process_options())
+    plain.train()
+    run_in_processes(1, train_alone, str(tmp_path))
+    wrapped = torch.load(tmp_path / "weights.pt")
+    for name, expected in weights_of(plain.model).items():
+        torch.testing.assert_close(wrapped[name], expected, atol=5e-6, rtol=1e-4, msg=name)
+
+
 def train_distributed(folder, fsdp):
     trainer = scheduled_trainer(folder, batch_size=1, **two_process_options(**(FSDP2 if fsdp else {})))
     trainer.train()

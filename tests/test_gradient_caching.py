@@ -7,10 +7,12 @@ import socket
 import numpy as np
 import pytest
 import torch
-from accelerate.utils import convert_to_fp32
+from accelerate import PartialState
+from accelerate.utils import DistributedType, convert_to_fp32
 from PIL import Image
 from tiny_models import assert_same_weights, backbone_config, pixclip_config, randomise
 from tokenizers import Tokenizer, models, pre_tokenizers
+from training_for_tests import FSDP2
 from transformers import (
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -108,7 +110,12 @@ class Recorder(TrainerCallback):
 
 
 def gradients_of(model):
-    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    # Whole, where FSDP has shared them out.
+    return {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value.clone()
+        for name, value in gradients.items()
+    }
 
 
 def make_trainer(model, folder, batch, chunk=None, samples=None, **arguments):
@@ -125,6 +132,9 @@ def make_trainer(model, folder, batch, chunk=None, samples=None, **arguments):
         learning_rate=1e-3,
         **arguments,
     )
+    if args.fsdp:
+        # As in training_for_tests: accelerate shards in processes with accelerators alone.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     collator = PixCLIPDataCollator(make_processor(), whole_image_share=0, **model.config.batch_parts)
     if not model.config.batch_parts["captions"]:
         # An image without regions would enter as a whole one.
@@ -330,22 +340,26 @@ def free_port():
 TOGETHER = ("pixclip+fg", "teacher-trains")
 
 
-def train_in_process(rank, world, port, folder):
+def train_in_process(rank, world, port, folder, options):
     torch.set_num_threads(1)
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{world}"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": f"{port}"}
     for objective in TOGETHER:
-        trainer = make_trainer(tiny_model(objective), folder, 8, 4, ddp_backend="gloo", max_steps=2, optim="sgd")
+        trainer = make_trainer(
+            tiny_model(objective), folder, 8, 4, ddp_backend="gloo", max_steps=2, optim="sgd", **options
+        )
         assert trainer.args.world_size == world and trainer.args.gradient_accumulation_steps == 2
         trainer.train()
+        assert any(hasattr(weight, "full_tensor") for weight in trainer.model.parameters()) == bool(options)
         steps = trainer.recorder.gradients
         steps = [{name.removeprefix("module."): value for name, value in step.items()} for step in steps]
         torch.save((steps, trainer.state.log_history[:2]), f"{folder}/{objective}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path):
-    torch.multiprocessing.spawn(train_in_process, (2, free_port(), str(tmp_path)), nprocs=2)
+@pytest.mark.parametrize("options", [{}, FSDP2], ids=["ddp", "fsdp2"])
+def test_two_processes_equal_one(options, tmp_path):
+    torch.multiprocessing.spawn(train_in_process, (2, free_port(), str(tmp_path), options), nprocs=2)
     for objective in TOGETHER:
         big = make_trainer(tiny_model(objective), tmp_path, 8, max_steps=2, optim="sgd")
         big.train()

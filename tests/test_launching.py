@@ -2,6 +2,7 @@
 """The training script in several processes: DDP and FSDP2 train as one process does on the joined batch."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from tiny_pretraining import ROOT, losses, make_workspace, pretrain
+from training_for_tests import FSDP2 as SHARDED
+from training_for_tests import make_trainer, objective_model, ragged_batch, run_in_processes
 from transformers import AutoModel, AutoModelForPreTraining
 
 import modeling_pixclip  # noqa: F401
-from modeling_pixclip import read_checkpoint_manifest, write_region_webdataset
+from modeling_pixclip import autocast_under_fsdp, read_checkpoint_manifest, write_region_webdataset
 from processing_pixclip import RegionJsonlDataset
 
 
@@ -25,8 +28,10 @@ CONFIGS = ROOT / "examples" / "configs"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
 ACCELERATE = ("-m", "accelerate.commands.accelerate_cli", "launch", "--config_file")
 # accelerate shards on accelerators alone: the wrapper lets it do so here.
-FSDP2 = (*ACCELERATE, CONFIGS / "fsdp2_8gpu.yaml", "--num_processes", 2, "--mixed_precision", "no")
-FSDP2 = (*FSDP2, Path(__file__).with_name("fsdp_on_cpu.py"))
+ON_CPU = Path(__file__).with_name("fsdp_on_cpu.py")
+FSDP2_BF16 = (*ACCELERATE, CONFIGS / "fsdp2_8gpu.yaml", "--num_processes", 2)
+FSDP2 = (*FSDP2_BF16, "--mixed_precision", "no", ON_CPU)
+FSDP2_BF16 = (*FSDP2_BF16, ON_CPU)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,41 @@ def test_ddp_trains_as_one_process_does_on_the_joined_batch(workspace, one_proce
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in (folder / "checkpoint-4").iterdir()}
 
 
+def with_narrow_boxes(workspace):
+    """Training data whose first photo has five regions more, so narrow that most have no width in bfloat16."""
+    records = [json.loads(line) for line in (workspace / "train.jsonl").read_text().splitlines()]
+    width, height = records[0]["width"], records[0]["height"]
+    for number in range(5):
+        left = (0.6 + 0.0321 * number) * width
+        box = [left, 0.3 * height, left + 0.001 * width, 0.7 * height]
+        records[0]["regions"].append({"box": box, "text": f"pole {number}"})
+    file = workspace / "narrow.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    return file
+
+
+def test_fsdp2_as_shipped_rounds_no_more_than_one_process_in_bf16_does(workspace):
+    """bf16 by the configuration: boxes, inverse temperatures and losses stay float32."""
+    options = ("--objective", json.dumps({"logit_scale_init_value": 4.59}), "--num_train_epochs", 1)
+    # Random crops leave such regions out.
+    options += ("--train_file", with_narrow_boxes(workspace), "--augment_crop_scale", 1.0)
+    one = workspace / "one_bf16"
+    run = pretrain(workspace / "config.json", "--output_dir", one, "--bf16", "--use_cpu", *options)
+    assert run.returncode == 0, run.stderr[-3000:]
+    folder, _ = two_processes(workspace, "fsdp2_bf16", FSDP2_BF16, *options)
+    one, other = losses(one), losses(folder)
+    terms = {key for key in one[1] if key.startswith("loss")}
+    assert one.keys() == other.keys() == {1, 2} and len(terms) == 8
+    # Rounding of activations differs with their number, so steps part from the second on.
+    for step, tolerance in ((1, 1e-5), (2, 0.2)):
+        for term in terms:
+            assert other[step][term] == pytest.approx(one[step][term], abs=tolerance), (step, term)
+        assert other[step]["skipped_empty_boxes"] == one[step]["skipped_empty_boxes"] == 0
+    states = [load_file(run / "model.safetensors") for run in (workspace / "one_bf16", folder)]
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, atol=1e-4, rtol=0, msg=name)
+
+
 def test_fsdp2_trains_as_one_process_does_and_saves_the_model_whole(workspace, one_process):
     folder, _ = two_processes(workspace, "fsdp2", FSDP2)
     assert_same_training(folder, one_process)
@@ -103,6 +143,40 @@ def test_fsdp2_trains_as_one_process_does_and_saves_the_model_whole(workspace, o
     code = {path.name for path in folder.glob("*.py")}
     assert code == {path.name for path in one_process.glob("*.py")}
     assert type(AutoModelForPreTraining.from_pretrained(folder)).__name__ == "PixCLIPForPreTraining"
+
+
+def train_in_bf16(folder):
+    options = {"bf16": True, "max_steps": 2, "learning_rate": 1e-4, "optim": "sgd", "ddp_backend": "gloo"}
+    model = objective_model("fg-clip-stage2", logit_scale_init_value=4.59)
+    trainer = make_trainer(folder, model, batch_size=2, regions=2, **options, **SHARDED)
+    # The second call finds it done.
+    autocast_under_fsdp(trainer)
+    autocast_under_fsdp(trainer)
+    inside = []
+    linear = next(module for module in trainer.model.vision_model.modules() if isinstance(module, torch.nn.Linear))
+    linear.register_forward_hook(lambda module, inputs, outputs: inside.append(outputs.dtype))
+    trainer.train()
+    assert all(hasattr(weight, "device_mesh") for weight in trainer.model.parameters())
+    assert {*inside} == {torch.bfloat16}
+    batch = ragged_batch([1, 2])
+    boxes = batch["region_boxes"]
+    boxes[:, 0], boxes[:, 2] = 0.8966, 0.9003
+    logs = {
+        name: log.full_tensor() for name, log in trainer.model.named_parameters() if name.startswith("logit_scale")
+    }
+    with torch.no_grad():
+        outputs = trainer.model(**batch)
+        embeddings = trainer.model(**batch, return_embeddings=True)
+    assert {value.dtype for value in (outputs.loss, *outputs.loss_terms.values())} == {torch.float32}
+    assert len(logs) == len(embeddings.scales) == 3
+    assert embeddings.skipped["empty_boxes"] == 0 and len(embeddings.pooled_embeds) == len(boxes) == 3
+    for name, scale in embeddings.scales.items():
+        assert scale.dtype == embeddings.text_embeds.dtype == torch.float32
+        torch.testing.assert_close(scale, logs[name].clamp(max=math.log(100)).exp().squeeze(), rtol=1e-6, atol=0)
+
+
+def test_plain_trainer_keeps_boxes_scales_and_losses_exact_under_fsdp2_in_bf16(tmp_path):
+    run_in_processes(2, train_in_bf16, str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["ddp_2cpu", "ddp_8gpu", "fsdp2_8gpu"])
@@ -161,4 +235,7 @@ def test_shards_in_two_processes(workspace):
     two_processes(workspace, "shards_resumed", TORCHRUN, *options, "--save_total_limit", 5)
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(tensor, load_file(again / "model.safetensors")[name]), name
+    # One process with the same samples a step is in another place.
+    run = pretrain(workspace / "config.json", "--output_dir", again, *options)
+    assert run.returncode != 0 and "was written with processes 2, now 1" in run.stderr
     assert AutoModel.from_pretrained(again).config.caption_long_weight == 1.0

@@ -2,22 +2,28 @@
 """Readers of region data: what they yield, what they count as left out, and what they refuse."""
 
 import json
+import sys
+import unicodedata
 from collections import Counter
 
 import numpy as np
 import pytest
 from accelerate import Accelerator
 from PIL import Image
+from tokenizers import normalizers
 from torch.utils.data import DataLoader
 
 from processing_pixclip import (
     BadSampleLog,
     CocoRegionDataset,
+    PixCLIPImageProcessor,
     RegionJsonlDataset,
+    check_record,
     encode_rle,
     to_mask,
     write_region_jsonl,
 )
+from processing_pixclip.region_records import is_text, open_stored_image
 
 
 WIDTH, HEIGHT = 60, 40
@@ -107,13 +113,101 @@ def test_jsonl_counts_bad_lines_and_goes_on(tmp_path, record):
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
     log = BadSampleLog(tmp_path / "bad_samples.jsonl", max_bad_fraction=0.7)
     dataset = RegionJsonlDataset(path, bad_samples=log)
-    assert len(dataset) == 2 and (log.num_good, log.num_bad) == (2, 4)
+    assert len(dataset) == 2 and (log.num_good, log.num_bad) == (0, 4)
     bad = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
     assert [line["where"] for line in bad] == [f"{path}, line {number}" for number in (2, 3, 4, 5)]
     assert "2.png, which is not a file" in bad[1]["reason"] and "has no area" in bad[3]["reason"]
     Image.new("RGB", (1, 1)).save(tmp_path / "images" / "1.png")
     with pytest.raises(ValueError, match="line 6: images/1.png is 1 pixels wide"):
         dataset[1]
+
+
+NASTY = [10**30, 10**400, -1, 0, 1e308, float("nan"), float("inf"), "x" * 100_000, "\u200b", "\ud83d", "", True, None]
+NASTY += [[], {}, [[]], [[10**30, 0, 5, 5, 0, 5]], [10**30] * 4, ["x" * 100_000], {"x" * 100_000: 1}, "../1.png"]
+NASTY += [{"size": [10**30, 2], "counts": [1]}, {"size": "x" * 100_000, "counts": {}}, [[1e300, 0, 5, 5, 0, 5]]]
+
+
+def places_of(item):
+    """The path of every value in a record."""
+    for key, value in item.items() if isinstance(item, dict) else enumerate(item):
+        yield [key]
+        if isinstance(value, (dict, list)):
+            yield from ([key, *rest] for rest in places_of(value))
+
+
+def test_whatever_a_record_holds_is_taken_or_a_short_value_error(record):
+    box = {"box": [1, 2, 5, 6], "text": "A box.", "hard_negatives": ["A bag."]}
+    record = {**record, "long_captions": ["Long."], "regions": [*record["regions"], box]}
+    refused = 0
+    for place in places_of(record):
+        for value in NASTY:
+            try:
+                check_record(change(record, *place, value=value), "line 1")
+            except ValueError as error:
+                refused += 1
+                assert str(error).startswith("line 1") and len(str(error)) < 2000
+    assert refused > 300
+    large = {**record, "width": 10**30, "height": 10**30, "regions": [{"mask": [[0, 0, 5, 0, 5, 5]], "text": "A."}]}
+    with pytest.raises(
+        ValueError, match="line 1: the image is 1000.* pixels wide and .* accepted are up to 178956970"
+    ):
+        check_record(large, "line 1")
+
+
+def test_a_line_with_megabytes_in_a_key_is_a_short_line_of_the_log(tmp_path, record, caplog):
+    path = write_lines(tmp_path, record, {**record, "width": "9" * 5_000_000}, {**record, "image": "x" * 5000})
+    log = BadSampleLog(tmp_path / "out" / "bad_samples.jsonl", max_bad_fraction=0.9)
+    assert len(RegionJsonlDataset(path, bad_samples=log)) == 1
+    lines = log.path.read_text().splitlines()
+    assert len(lines) == 2 and max(map(len, lines)) < 1500
+
+
+def test_strips_are_refused_before_they_are_blown_up(tmp_path, record):
+    Image.new("RGB", (1000, 9)).save(tmp_path / "images" / "strip.png")
+    Image.new("RGB", (1000, 10)).save(tmp_path / "images" / "panorama.png")
+    strip = {"image": "images/strip.png", "image_id": "strip", "width": 1000, "height": 9, "regions": []}
+    with pytest.raises(
+        ValueError, match="line 1: the image is 1000 pixels wide and 9 high; accepted is up to 100 times"
+    ):
+        RegionJsonlDataset(write_lines(tmp_path, strip))
+    panorama = {**strip, "image": "images/panorama.png", "height": 10}
+    sample = RegionJsonlDataset(write_lines(tmp_path, panorama))[0]
+    processor = PixCLIPImageProcessor(size={"height": 448, "width": 448}, resize_mode="shortest_edge")
+    assert processor([sample["image"]])["pixel_values"][0].shape == (3, 448, 448)
+    with pytest.raises(ValueError, match="photo: the image is 9 pixels wide and 1000 high"):
+        Image.new("RGB", (9, 1000)).save(tmp_path / "images" / "strip.png")
+        open_stored_image(tmp_path / "images" / "strip.png", "photo")
+
+
+def test_a_text_shows_something_to_every_normalizer():
+    kept = [
+        normalizers.BertNormalizer(),
+        normalizers.NFKC(),
+        normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()]),
+    ]
+    # Those that every version of Unicode knows; the tables of Python and of tokenizers differ on new ones.
+    known = (c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.ucd_3_2_0.category(c) != "Cn")
+    accepted = list(filter(is_text, known))
+    assert len(accepted) > 90_000
+    # Each alone, so that none hides behind another.
+    for normalizer in kept:
+        assert [text for text in accepted if not normalizer.normalize_str(text).strip()] == []
+    for text in ("a", "7", "\u4e2d", "\U0001f600", "?", " \u200b.", "e\u0301"):
+        assert is_text(text)
+    for text in (
+        "",
+        " \n",
+        "\u200b",
+        "\ufeff",
+        "\u00ad",
+        "\u0301",
+        "\ufe0f\u200d",
+        "\ufffd",
+        "\u3164",
+        "\ue000",
+        "a\ud83d",
+    ):
+        assert not is_text(text)
 
 
 def test_jsonl_takes_another_image_root_and_blank_lines(tmp_path, record):

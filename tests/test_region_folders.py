@@ -3,6 +3,7 @@
 
 import csv
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -14,11 +15,19 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from modeling_pixclip import PixCLIPForPreTraining, get_objective_preset
 from processing_pixclip import (
+    BadSampleLog,
     PixCLIPDataCollator,
     PixCLIPImageProcessor,
     PixCLIPProcessor,
     RegionFolderDataset,
+    RegionStream,
     SetEpochCallback,
+    SkipBadSamples,
+    TooManyBadSamplesError,
+    iter_region_folder_records,
+    to_mask,
+    write_region_parquet,
+    write_region_webdataset,
 )
 
 
@@ -168,7 +177,7 @@ def test_errors_name_table_line_and_column(folder, write, row, message):
         ),
         ("file_name,caption\nlawn.png\n", "metadata.csv, line 2 has fewer cells than the 2 columns"),
         ('file_name,caption\nlawn.png,"A lawn\n', "metadata.csv is not CSV after line 1"),
-        ("file_name,caption\nlawn.png,caf\xe9\n", "metadata.csv is not UTF-8"),
+        ("file_name,caption\nlawn.png,caf\xe9\n", "metadata.csv, line 2 is not UTF-8"),
     ],
 )
 def test_broken_csv(folder, table, message):
@@ -199,6 +208,107 @@ def test_broken_json_lines(folder, line, message):
         RegionFolderDataset(folder)
     (folder / "metadata.jsonl").write_text(json.dumps({**LAWN, "text": None, "hard_negatives": None}))
     assert len(RegionFolderDataset(folder)) == 1
+
+
+def spoiled_folder(folder, write):
+    """A table of seven bad rows among four good ones, of two images; returns the lines of the bad ones."""
+    (folder / "masks" / "cut.png").write_bytes((folder / "masks" / "tail.png").read_bytes()[:20])
+    (folder / "images" / "cut.jpg").write_bytes((folder / "images" / "dog.jpg").read_bytes()[:15])
+    Image.new("RGB", (1000, 3)).save(folder / "images" / "strip.png")
+    Image.new("L", (1000, 3), 255).save(folder / "masks" / "strip.png")
+    rows = [
+        HEAD,
+        {**TAIL, "mask_file_name": "masks/missing.png", "caption": "Not to be seen."},
+        {**TAIL, "mask_file_name": "masks/cut.png"},
+        {**TAIL, "file_name": "images/missing.jpg"},
+        {**TAIL, "file_name": "images/cut.jpg"},
+        {**TAIL, "file_name": "images/strip.png", "mask_file_name": "masks/strip.png"},
+        {**TAIL, "text": "\u200b"},
+        {**TAIL, "mask_file_name": "x" * 5000},
+        LAWN,
+        TAIL,
+        {**TAIL, "text": "Another tail."},
+    ]
+    write(folder, *rows)
+    if write is write_jsonl:
+        return [2 * number + 1 for number in range(1, 8)]
+    # A text with a line break is two lines of CSV.
+    return [number + 3 for number in range(1, 8)]
+
+
+@pytest.mark.parametrize("write", [write_csv, write_jsonl])
+def test_bad_rows_are_counted_and_left_out(folder, tmp_path_factory, write):
+    bad = spoiled_folder(folder, write)
+    log_path = tmp_path_factory.mktemp("out") / "bad_samples.jsonl"
+    log = BadSampleLog(log_path, max_bad_fraction=0.7)
+    dataset = SkipBadSamples(RegionFolderDataset(folder, bad_samples=log), log)
+    dog, lawn = dataset[0], dataset[1]
+    assert len(dataset) == 2 and dog["texts"][1:] == ["A tail.", "Another tail."] and lawn["captions"] == ["A lawn."]
+    assert "Not to be seen." not in dog["captions"]
+    table = folder / ("metadata.csv" if write is write_csv else "metadata.jsonl")
+    lines = [json.loads(line) for line in log_path.read_text().splitlines()]
+    assert [line["where"] for line in lines] == [f"{table}, line {number}" for number in bad]
+    for line, reason in zip(
+        lines, ("missing.png", "cut.png", "missing.jpg", "cut.jpg", "100 times", "'text'", "too long"), strict=True
+    ):
+        assert reason in line["reason"] and len(line["reason"]) < 1100
+    # An image that breaks later, and all masks of one that do.
+    (folder / "images" / "dog.jpg").write_bytes(b"")
+    assert dataset[0]["image_id"] == "lawn.png"
+    assert json.loads(log_path.read_text().splitlines()[-1])["image_id"] == "images/dog.jpg"
+    with pytest.raises(TooManyBadSamplesError, match=r"of the 11 rows of .* are bad"):
+        RegionFolderDataset(folder, bad_samples=BadSampleLog(log_path.with_name("other.jsonl")))
+
+
+@pytest.mark.parametrize(
+    "name, content, bad",
+    [
+        ("metadata.jsonl", '{"file_name": "lawn.png"}\n{\n[1]\n' + "[" * 100_000 + '\n{"txet": ""}\n', [2, 3, 4, 5]),
+        ("metadata.jsonl", '{"file_name": "lawn.png"}\n{"file_name": "caf\xe9.png"}\n', [2]),
+        ("metadata.csv", "file_name,caption\nlawn.png,A, B\nlawn.png\nlawn.png,caf\xe9\nlawn.png,C\n", [2, 3, 4]),
+        ("metadata.csv", 'file_name,caption\nlawn.png,"A"B\nlawn.png,C\n', [2]),
+        ("metadata.csv", 'file_name,caption\nlawn.png,A\nlawn.png,"C\nlawn.png,D\n', [3]),
+    ],
+)
+def test_broken_lines_are_counted_and_left_out(folder, name, content, bad):
+    (folder / name).write_bytes(content.encode("latin-1"))
+    log = BadSampleLog(folder / "out" / "bad_samples.jsonl", max_bad_fraction=0.9)
+    (record,) = RegionFolderDataset(folder, bad_samples=log).records
+    assert record["image_id"] == "lawn.png"
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [line["where"] for line in lines] == [f"{folder / name}, line {number}" for number in bad]
+    with pytest.raises(ValueError, match=f"{name}.* line {bad[0]}|{name} is not CSV after line {bad[0] - 1}"):
+        RegionFolderDataset(folder)
+
+
+def assert_equal_samples(sample, expected):
+    assert sample.keys() - {"boxes"} == expected.keys()
+    assert sample["image"].tobytes() == expected["image"].tobytes()
+    for mask, other in zip(sample["masks"], expected["masks"], strict=True):
+        np.testing.assert_array_equal(to_mask(mask, HEIGHT, WIDTH), other)
+    assert {key: sample[key] for key in expected if key not in ("image", "masks")} == {
+        key: expected[key] for key in expected if key not in ("image", "masks")
+    }
+
+
+@pytest.mark.parametrize("write", [write_region_webdataset, write_region_parquet])
+def test_a_folder_becomes_shards(folder, tmp_path_factory, write, monkeypatch, caplog):
+    Image.fromarray(rectangle(0, 0, 0, 0)).save(folder / "masks" / "empty.png")
+    write_csv(folder, HEAD, LAWN, TAIL, {**TAIL, "mask_file_name": "masks/missing.png"})
+    shards = tmp_path_factory.mktemp("shards")
+    with pytest.raises(ValueError, match="missing.png, which is not a file"):
+        write(iter_region_folder_records(folder), shards / "none", folder)
+    log = BadSampleLog(shards / "bad_samples.jsonl", max_bad_fraction=0.5)
+    paths = write(iter_region_folder_records(folder, bad_samples=log), shards / "all", folder)
+    direct = RegionFolderDataset(folder, bad_samples=log)
+    stream = list(RegionStream(list(map(str, paths)), shuffle_buffer=0))
+    assert len(stream) == len(direct) == 2 and log.num_bad == 1
+    for sample, expected in zip(stream, direct, strict=True):
+        assert_equal_samples(sample, expected)
+    write_csv(folder, HEAD, {**TAIL, "mask_file_name": "masks/empty.png"})
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    (record,) = iter_region_folder_records(folder)
+    assert len(record["regions"]) == 1 and "'empty mask': 1" in caplog.text
 
 
 def palette(mask):

@@ -1,24 +1,32 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Streams of shards: what they yield, how ranks and workers share them, and that a resumed run goes on exactly."""
 
+import io
 import json
+import random
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState, GradientState
 from datasets import load_dataset
 from region_shards_for_tests import (
+    HEIGHT,
+    WIDTH,
     WRITERS,
     Probe,
     collate_ids,
+    lines_of,
     make_jsonl,
     make_shards,
+    photo,
     record,
     rewrite_tar,
 )
@@ -30,6 +38,7 @@ from transformers.utils.logging import warning_once
 
 from modeling_pixclip import PixCLIPForPreTraining
 from processing_pixclip import (
+    BadSampleLog,
     PixCLIPDataCollator,
     PixCLIPImageProcessor,
     PixCLIPProcessor,
@@ -37,7 +46,7 @@ from processing_pixclip import (
     RegionStream,
     StreamResumeCallback,
 )
-from processing_pixclip.region_shards import ParquetShard, StoredRecord, WebDatasetShard
+from processing_pixclip.region_shards import ParquetShard, StoredRecord, WebDatasetShard, _samples_of_tar
 
 
 FORMATS = ["parquet", "webdataset"]
@@ -83,9 +92,6 @@ def test_a_written_parquet_is_a_data_set_of_images_for_datasets(tmp_path):
 
 
 def test_parquet_of_others_with_structs_and_paths_is_read(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
     dataset = RegionJsonlDataset(make_jsonl(tmp_path, 2))
     rows = [record(number) for number in range(2)]
     for row in rows:
@@ -586,15 +592,23 @@ def test_a_tar_without_sizes_is_counted(tmp_path):
     assert len(RegionStream(path)) == 5
 
 
-def test_sizes_that_no_longer_fit_are_an_error(tmp_path):
-    (path,) = make_shards(tmp_path, "webdataset", [5])
+@pytest.mark.parametrize("format", FORMATS)
+def test_sizes_that_no_longer_fit_are_an_error_or_a_bad_sample(tmp_path, format):
+    (path,) = make_shards(tmp_path, format, [5])
     sizes = path.parent / "sizes.json"
-    sizes.write_text('{"00000.tar": 4}')
-    with pytest.raises(ValueError, match="more samples than the 4 that sizes.json"):
-        list(RegionStream(path))
-    sizes.write_text('{"00000.tar": 6}')
-    with pytest.raises(ValueError, match="no such sample, though sizes.json beside it counts 6"):
-        list(RegionStream(path))
+    for size, good, message in (
+        (4, [0, 1, 2], "more samples than the 4 that sizes.json"),
+        (6, [0, 1, 2, 3, 4], "no such sample, though sizes.json beside it counts 6"),
+    ):
+        sizes.write_text(json.dumps({path.name: size}))
+        with pytest.raises(ValueError, match=message):
+            list(RegionStream(path))
+        log = BadSampleLog(tmp_path / f"{size}.jsonl", max_bad_fraction=0.5)
+        ids = ids_of(RegionStream(path, shuffle_buffer=0, bad_samples=log))
+        # Another one takes the place of the one that cannot be read.
+        assert len(ids) == size and set(ids) == set(good)
+        (line,) = lines_of(log.path)
+        assert message in line["reason"] and f" {size - 1}" in line["where"]
     sizes.write_text('["00000.tar"]')
     with pytest.raises(ValueError, match="accepted is an object of the number of samples by file name"):
         RegionStream(path)
@@ -604,16 +618,203 @@ def test_row_groups_of_others_are_not_read(tmp_path, monkeypatch):
     (path,) = make_shards(tmp_path, "parquet", [250])
     shard = ParquetShard(str(path))
     groups = []
-    import datasets
+    original = pyarrow.parquet.ParquetFile.iter_batches
 
-    original = datasets.IterableDataset.shard
-    monkeypatch.setattr(
-        datasets.IterableDataset,
-        "shard",
-        lambda self, num_shards, index: groups.append(index) or original(self, num_shards, index),
-    )
+    def iter_batches(self, *args, row_groups, **kwargs):
+        groups.extend(row_groups)
+        return original(self, *args, row_groups=row_groups, **kwargs)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", iter_batches)
     indices = [index for index, _ in shard.read(120, 210, lambda index: index % 2 == 0)]
     assert indices == list(range(120, 210, 2)) and groups == [1, 2]
+
+
+def test_a_row_group_that_fills_the_memory_is_told_once(tmp_path, monkeypatch, caplog):
+    (path,) = make_shards(tmp_path, "parquet", [250])
+    list(RegionStream(path))
+    assert not caplog.records
+    monkeypatch.setattr("processing_pixclip.region_shards.LARGE_ROW_GROUP_BYTES", 1000)
+    list(RegionStream(path))
+    (told,) = caplog.messages
+    assert str(path.parent) in told and "write them in row groups of 100 images" in told
+
+
+def test_columns_of_the_wrong_kind_are_bad_samples(tmp_path):
+    """Each row is whole parquet, but not the record of an image."""
+    fields = {"image_id": "a", "width": WIDTH, "height": HEIGHT, "regions": "[]"}
+    wrong = {
+        "no bytes": ({"image": {"path": None, "size": 3}}, "column 'image' holds .* neither bytes nor a path"),
+        "text for bytes": ({"image": {"bytes": "x", "path": "x"}}, "neither bytes nor a path"),
+        "number": (
+            {"image": {"bytes": photo(0), "path": "0.jpg"}, "regions": 3},
+            "'regions' is 3; accepted is a list",
+        ),
+        "numbers": ({"image": {"bytes": photo(0), "path": "0.jpg"}, "regions": [3]}, r"regions\[0\] is a int"),
+    }
+    for name, (row, message) in wrong.items():
+        path = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**fields, **row}]), path)
+        with pytest.raises(ValueError, match=message):
+            list(RegionStream(path))
+        (good,) = make_shards(tmp_path / name, "parquet", [4])
+        log = BadSampleLog(tmp_path / f"{name}.jsonl", max_bad_fraction=0.5)
+        assert len(list(RegionStream([path, good], bad_samples=log))) == 5
+        assert log.num_bad == 1
+
+
+def test_one_unreadable_text_in_parquet_is_one_bad_sample(tmp_path):
+    (good,) = make_shards(tmp_path, "parquet", [6])
+    table = pyarrow.parquet.read_table(good)
+    texts = table["image_id"].cast(pyarrow.binary()).to_pylist()
+    texts[2] = b"\xff"
+    column = pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
+    broken = table.set_column(table.schema.get_field_index("image_id"), "image_id", column)
+    pyarrow.parquet.write_table(broken, tmp_path / "broken.parquet")
+    log = BadSampleLog(tmp_path / "bad.jsonl", max_bad_fraction=0.5)
+    assert ids_of(RegionStream(tmp_path / "broken.parquet", shuffle_buffer=0, bad_samples=log)) == [0, 1, 5, 3, 4, 5]
+    assert [line["where"].rpartition(", ")[2] for line in lines_of(log.path)] == ["row 2"]
+
+
+# Damaged tar files
+
+
+class FewReads(io.BytesIO):
+    """Fails where a damaged header would be read over and over."""
+
+    reads = 0
+
+    def read(self, *args):
+        self.reads += 1
+        assert self.reads < 3000
+        return super().read(*args)
+
+
+def damaged_tar(header, format=tarfile.GNU_FORMAT, pax_headers=None):
+    """A tar of three samples, in which `header` changes the header of the third one's image."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as tar:
+        for number in range(3):
+            for suffix, content in (("jpg", photo(number)), ("json", json.dumps(record(number)).encode())):
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(content)
+                if number == 2 and suffix == "jpg":
+                    start = file.tell()
+                    member.pax_headers = pax_headers or {}
+                tar.addfile(member, io.BytesIO(content))
+    content = bytearray(file.getvalue())
+    with_checksum(content, start, header)
+    return bytes(content)
+
+
+def with_checksum(content, start, changes):
+    for place, value in changes.items():
+        content[start + place : start + place + len(value)] = value
+    content[start + 148 : start + 156] = b" " * 8
+    content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
+
+
+def size_field(size):
+    """A size in base 256, which may be negative or too large for any file."""
+    return (b"\x80" if size >= 0 else b"\xff") + size.to_bytes(11, "big", signed=True)
+
+
+SIZE, TYPE = 124, 156
+DAMAGED = {
+    "negative": {"header": {SIZE: size_field(-512)}},
+    "very negative": {"header": {SIZE: size_field(-(2**40))}},
+    "negative by a pax record": {"header": {}, "format": tarfile.PAX_FORMAT, "pax_headers": {"size": "-2048"}},
+    **{
+        f"{kind} of 2^{bits}": {"header": {SIZE: size_field(2**bits), TYPE: letter}}
+        for kind, letter in (("long name", b"L"), ("pax", b"x"), ("global pax", b"g"))
+        for bits in (30, 40, 70)
+    },
+    "negative long name": {"header": {SIZE: size_field(-512), TYPE: b"L"}},
+    "too large to seek": {"header": {SIZE: size_field(2**70)}},
+    "sparse map": {"header": {}, "format": tarfile.PAX_FORMAT, "pax_headers": {"GNU.sparse.map": "no, numbers"}},
+    "sparse file": {
+        "header": {},
+        "format": tarfile.PAX_FORMAT,
+        "pax_headers": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_header_of_a_tar_is_a_bad_sample(tmp_path, name):
+    content = damaged_tar(**DAMAGED[name])
+    found = list(_samples_of_tar(FewReads(content)))
+    assert found[0][0] == "0" and isinstance(found[-1], ValueError)
+    (tmp_path / "0.tar").write_bytes(content)
+    log = BadSampleLog(tmp_path / "bad.jsonl", max_bad_fraction=0.7)
+    ids = ids_of(RegionStream(tmp_path / "0.tar", bad_samples=log))
+    assert len(ids) == len(found) and {0} <= set(ids) <= {0, 1}
+    assert "damaged" in lines_of(log.path)[-1]["reason"]
+    with pytest.raises(ValueError, match="damaged"):
+        RegionStream(tmp_path / "0.tar")
+
+
+def test_a_pax_record_of_any_length_is_a_bad_sample():
+    content = bytearray(damaged_tar({}, tarfile.PAX_FORMAT, {"comment": "x" * 40}))
+    place = content.index(b" comment=") - 2
+    content[place : place + 30] = b"99999999999999999999 comment=x"
+    assert isinstance(list(_samples_of_tar(FewReads(content)))[-1], ValueError)
+
+
+def test_no_damage_of_tar_headers_escapes_or_hangs():
+    generator = random.Random(0)
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    wholes = [
+        damaged_tar({}),
+        damaged_tar({}, tarfile.PAX_FORMAT, {"size": "7"}),
+        damaged_tar({}, tarfile.PAX_FORMAT, sparse),
+    ]
+    outcomes = Counter()
+    for _ in range(3000):
+        content = bytearray(generator.choice(wholes))
+        # Mostly where tarfile decides something, and with a checksum that is right.
+        places = [
+            generator.choice([generator.randrange(512), TYPE, SIZE, *range(SIZE, SIZE + 12), 482, 504])
+            for _ in range(4)
+        ]
+        changes = {
+            place: bytes([generator.choice([generator.randrange(256), *b"\x80\xffLxgSK1"])]) for place in places
+        }
+        with_checksum(content, 512 * generator.randrange(len(content) // 512), changes)
+        try:
+            outcomes[type(list(_samples_of_tar(FewReads(content)))[-1])] += 1
+        except OSError:
+            # The readers take it for a file that cannot be read.
+            outcomes[OSError] += 1
+    assert outcomes[ValueError] > 1000 and outcomes[tuple] > 300
+
+
+def test_a_key_that_comes_twice_side_by_side_is_a_bad_sample(tmp_path):
+    (path,) = make_shards(tmp_path, "webdataset", [4])
+    with tarfile.open(path) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]
+    with tarfile.open(path, "w") as tar:
+        for member, content in members:
+            member.name = member.name.replace("00000001.", "00000000.")
+            tar.addfile(member, io.BytesIO(content))
+    (path.parent / "sizes.json").unlink()
+    log = BadSampleLog(tmp_path / "bad.jsonl", max_bad_fraction=0.5)
+    assert sorted(ids_of(RegionStream(path, bad_samples=log))) == [2, 2, 3]
+    (line,) = lines_of(log.path)
+    assert "sample 0 ('00000000'): 2 members .jpg stand next to each other under this key" in line["reason"]
+
+
+def test_samples_in_place_of_bad_ones_do_not_cost_a_tar_each(tmp_path, monkeypatch):
+    first, second = make_shards(tmp_path, "webdataset", [20, 20])
+    rewrite_tar(first, {f"{number:08d}.json": b"{" for number in range(10)})
+    stream = RegionStream([first, second], shuffle_buffer=0, bad_samples=BadSampleLog(tmp_path / "bad.jsonl", 0.5))
+    passes = []
+    monkeypatch.setattr(
+        "processing_pixclip.region_shards._samples_of_tar", lambda file: passes.append(1) or _samples_of_tar(file)
+    )
+    ids = ids_of(stream)
+    assert ids[:10] == list(range(20, 30)) and ids[10:] == list(range(10, 40))
+    # Both shards once, and the second once more for all ten.
+    assert len(passes) == 3
 
 
 def test_without_a_log_a_bad_sample_is_an_error(tmp_path):

@@ -10,7 +10,9 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.multiprocessing as mp
+from distributed_for_tests import run_processes
 from tiny_models import backbone_config, pixclip_config, random_tokens, randomise, text_config
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
@@ -447,6 +449,55 @@ def _forward_on_a_shard(rank, folder):
 
 def test_sharded_ranks_with_and_without_padding_do_not_wait_for_each_other(tmp_path):
     mp.spawn(_forward_on_a_shard, args=(str(tmp_path),), nprocs=2)
+
+
+# Texts of the second process; the first one has some at every step, and in "alone" has run before it was sharded.
+ORDERS = {"first step": ([], [9, 4]), "second step": ([9, 4], [], [7, 7]), "alone": ([5, 3], [])}
+
+
+def gradients_of_sharded_towers(backbone):
+    """Gradients of each step, and how often the backbone ran in each."""
+    rank = torch.distributed.get_rank()
+    mesh = init_device_mesh("cpu", (2,))
+    results = {}
+    for order, steps in ORDERS.items():
+        model = tower(backbone, padding_free="auto")
+        runs = rows_of_the_backbone(model)
+        if order == "alone" and rank == 0:
+            model(*random_tokens([4, 9]))
+        for layer in model.backbone.encoder.layer if backbone == "bert" else model.backbone.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        results[order] = []
+        for lengths in steps:
+            model.zero_grad()
+            runs.clear()
+            sum_of_squares(model, lengths if rank else [6, 2, 8]).backward()
+            # Of sums, that of all processes is twice the mean that is made of them.
+            gradients = {name: p.grad.full_tensor() * 2 for name, p in model.named_parameters() if p.grad is not None}
+            results[order].append((gradients, len(runs)))
+    return results
+
+
+def sum_of_squares(model, lengths):
+    ids, mask = random_tokens(lengths or [1])
+    return model(input_ids=ids[: len(lengths)], attention_mask=mask[: len(lengths)]).pooler_output.square().sum()
+
+
+@pytest.mark.parametrize("backbone", ["llama", pytest.param("bert", marks=pytest.mark.slow)])
+def test_sharded_towers_train_where_a_process_has_no_texts(backbone):
+    results = run_processes(gradients_of_sharded_towers, backbone, timeout=60)
+    for order, steps in ORDERS.items():
+        for step, lengths in enumerate(steps):
+            found, runs = zip(*(result[order][step] for result in results))
+            # The first step makes the trial.
+            assert runs[0] == runs[1] and (runs[0] == 1) == (step > 0), (order, step, runs)
+            model = tower(backbone, padding_free=False)
+            for texts in filter(None, (lengths, [6, 2, 8])):
+                sum_of_squares(model, texts).backward()
+            expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            for gradients in found:
+                assert_same_gradients(gradients, expected)
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from distributed_for_tests import run_processes
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from PIL import Image
 from tiny_models import (
@@ -19,6 +20,7 @@ from tiny_models import (
     text_config,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel, CLIPVisionModelWithProjection, PreTrainedTokenizerFast
 
@@ -463,3 +465,128 @@ def test_processes_with_texts_of_one_path_train_together(replicated, sharded, tm
         for key, gradient in expected.items():
             error = float((gradients[key] - gradient).norm())
             assert error <= 1e-5 * float(gradient.norm()) + rounding, (name, key, error)
+
+
+def with_holes(inputs):
+    """Third and fifth token of each text that has six are not attended to."""
+    mask = inputs["attention_mask"].clone()
+    mask[:, [2, 4]] *= (mask.sum(-1, keepdim=True) < 6).long()
+    return {**inputs, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("backbone", ["bert", "clip_text"])
+def test_holes_in_a_mask_of_both_paths(backbone):
+    """A backbone that packs other texts runs as often for these: once."""
+    model = two_path_tower(backbone, "auto")
+    expected = two_path_tower(backbone, False)
+    model(**batch())
+    for rows, width in ((range(7), None), ([0, 2], 90), ([1, 3], 90)):
+        inputs = with_holes(batch(rows))
+        if width:
+            # Padding on both sides, in all wider than the table of positions.
+            inputs |= {
+                name: torch.nn.functional.pad(inputs[name], (5, width)) for name in ("input_ids", "attention_mask")
+            }
+        wanted = expected(**inputs, output_hidden_states=True)
+        runs = count_runs(model)
+        found = model(**inputs, output_hidden_states=True)
+        assert len(runs) == (2 if backbone == "clip_text" and width is None else 1)
+        torch.testing.assert_close(found.pooler_output, wanted.pooler_output, atol=1e-5, rtol=0)
+        attended = inputs["attention_mask"][..., None]
+        for states, right in zip(found.hidden_states, wanted.hidden_states, strict=True):
+            torch.testing.assert_close(states * attended, right * attended, atol=1e-4, rtol=0)
+
+
+def count_runs(model):
+    """Grows by one at every run of the backbone."""
+    runs = []
+    model.backbone.register_forward_pre_hook(lambda module, args: runs.append(1))
+    return runs
+
+
+# Of the second process; the first one has texts of both paths at every step.
+STEPS = {"some": [1, 3, 4], "none": [], "short": [0, 2], "holes": [1, 6]}
+ORDERS = {
+    "at the first step": ("none", "some", "none"),
+    "at the second step": ("some", "none", "short"),
+    "holes": ("holes", "none", "some"),
+}
+
+
+def _step(name, rank):
+    rows = STEPS[name] if rank else [0, 1, 5]
+    inputs = batch(rows, width=None if rows else 1)
+    if name == "holes" and rank:
+        inputs = with_holes(inputs)
+    if not inputs["long_text_mask"].any():
+        del inputs["long_text_mask"]
+    return inputs
+
+
+def _sum_of_squares(model, inputs):
+    return model(**inputs).pooler_output.square().sum()
+
+
+def gradients_of_sharded_towers(backbone, padding_free, orders):
+    """Gradients of each step, and how often the backbone ran in each."""
+    rank = torch.distributed.get_rank()
+    mesh = init_device_mesh("cpu", (2,))
+    results = {}
+    for order in orders:
+        model = two_path_tower(backbone, padding_free)
+        layers = model.backbone.encoder
+        for layer in layers.layer if backbone == "bert" else layers.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        runs = count_runs(model)
+        results[order] = []
+        for name in ORDERS[order]:
+            model.zero_grad()
+            runs.clear()
+            _sum_of_squares(model, _step(name, rank)).backward()
+            # Of sums, that of all processes is twice the mean that is made of them.
+            gradients = {key: p.grad.full_tensor() * 2 for key, p in model.named_parameters() if p.grad is not None}
+            results[order].append((gradients, len(runs)))
+    return results
+
+
+@pytest.mark.parametrize(
+    ("backbone", "padding_free", "orders"),
+    [
+        ("bert", "auto", tuple(ORDERS)),
+        pytest.param("bert", False, tuple(ORDERS), marks=pytest.mark.slow),
+        pytest.param("clip_text", "auto", tuple(ORDERS), marks=pytest.mark.slow),
+    ],
+)
+def test_sharded_towers_train_where_a_process_has_no_texts(backbone, padding_free, orders):
+    results = run_processes(gradients_of_sharded_towers, backbone, padding_free, orders, timeout=90)
+    for order in orders:
+        for step, name in enumerate(ORDERS[order]):
+            found, runs = zip(*(result[order][step] for result in results))
+            assert runs[0] == runs[1] > 0, (order, step, runs)
+            if step:
+                # The trial is over.
+                assert runs[0] == (1 if (backbone, padding_free) == ("bert", "auto") else 2), (order, step, runs)
+            model = two_path_tower(backbone, False)
+            for rank in range(2):
+                inputs = _step(name, rank)
+                if len(inputs["input_ids"]):
+                    _sum_of_squares(model, inputs).backward()
+            expected = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+            rounding = 1e-6 * max(float(gradient.norm()) for gradient in expected.values())
+            for gradients in found:
+                assert gradients.keys() == expected.keys()
+                for key, gradient in expected.items():
+                    error = float((gradients[key] - gradient).norm())
+                    assert error <= 1e-5 * float(gradient.norm()) + rounding, (order, step, key, error)
+
+
+def runs_for_short_texts():
+    model = two_path_tower("clip_text")
+    runs = count_runs(model)
+    model(**batch([0, 2]))
+    return len(runs)
+
+
+def test_one_process_of_torchrun_runs_no_path_without_texts():
+    assert run_processes(runs_for_short_texts, processes=1) == [1]

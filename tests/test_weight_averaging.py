@@ -2,6 +2,7 @@
 """Moving averages of weights under the plain Trainer: against their definition, saved, resumed and evaluated."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from modeling_pixclip import (
     load_weight_averages,
     read_checkpoint_manifest,
 )
+from modeling_pixclip.weight_averaging import _put_in_place
 
 
 class Watch(TrainerCallback):
@@ -99,6 +101,39 @@ def test_resumed_averages_are_bit_equal(step, start_step, tmp_path):
     assert found.averages.keys() == expected.averages.keys()
     for name, average in expected.averages.items():
         assert torch.equal(found.averages[name], average), name
+
+
+def test_there_is_an_averaged_model_while_the_next_one_is_put_in_its_place(tmp_path, monkeypatch):
+    averaging = WeightAveragingCallback(decay=0.5)
+    trainer = make_trainer(tmp_path, objective_model(), callbacks=[averaging], max_steps=1)
+    trainer.train()
+    first = (tmp_path / "ema" / "model.safetensors").read_bytes()
+    seen = []
+
+    def watched(function):
+        def watch(*arguments, **options):
+            seen.append((tmp_path / "ema" / "model.safetensors").read_bytes())
+            result = function(*arguments, **options)
+            seen.append((tmp_path / "ema" / "model.safetensors").read_bytes())
+            return result
+
+        return watch
+
+    monkeypatch.setattr(shutil, "rmtree", watched(shutil.rmtree))
+    monkeypatch.setattr(Path, "replace", watched(Path.replace))
+    trainer.args.max_steps = 2
+    trainer.train()
+    assert seen[0] == first and seen[-1] != first and set(seen) == {seen[0], seen[-1]}
+
+
+def test_the_averaged_model_is_put_in_place_where_folders_cannot_be_exchanged(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.platform", "other")
+    made, folder = tmp_path / "made", tmp_path / "ema"
+    for path in (made, folder, tmp_path / "ema.old"):
+        path.mkdir()
+        (path / path.name).touch()
+    _put_in_place(made, folder)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["ema", "ema/made"]
 
 
 def test_checkpoints_hold_raw_weights_and_averages_and_a_manifest_of_both(tmp_path):
