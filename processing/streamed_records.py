@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers.utils import logging
 
 from .bad_samples import BAD_DATA_ERRORS, BadSampleLog
 from .region_records import RegionSample
@@ -16,12 +18,19 @@ from .region_shards import record_of_row
 from .region_streams import accelerate_loader, refuse_dispatched_batches
 
 
+logger = logging.get_logger(__name__)
+
+# The last process that read such a stream; a forked worker finds its parent here.
+_reader: int | None = None
+
+
 class StreamedRecords(IterableDataset):
     """Region samples from a `datasets.IterableDataset`, such as `load_dataset(..., streaming=True)` gives.
 
     Its rows have the keys of `RegionJsonlDataset`'s records, with the image file's bytes: "image" is a column of the
     feature `Image` of `datasets`, or a struct with `bytes` and maybe `path`; "regions" is JSON or a list of structs, in
-    which a null is a missing key. Bring other rows into that form with its `map`, and mix them with its `shuffle`, before.
+    which a null is a missing key. Bring other rows into that form with `dataset.decode(False).map(...)`, because without
+    `decode(False)` its `map` decodes the images, and mix them with its `shuffle`, before.
 
     Give it to the plain Trainer as `train_dataset`, with `max_steps`, because it has no length, and
     `TrainingArguments(accelerator_config={"dispatch_batches": False}, remove_unused_columns=False)`. Every epoch is
@@ -32,8 +41,11 @@ class StreamedRecords(IterableDataset):
       processes do not load faster. Do not split it with `datasets.distributed.split_dataset_by_node`: accelerate would
       split it once more.
     - More workers than the data set has files stand idle, as `datasets` warns.
-    - The Trainer resumes it by reading again what came before in the epoch. That is exact, but takes the time of it. Its
-      position is that of `dataset.state_dict()`, which `datasets` resumes exactly where nothing is shuffled only.
+    - The Trainer resumes it by reading again what came before, which takes the time of it, and only in the first epoch
+      at the right place: of later ones it knows no length, and goes on somewhere else. Of its position,
+      `dataset.state_dict()`, `datasets` loses the shuffle buffer.
+    - Parquet and JSON that were read in a process before hang its forked workers, because the threads of Arrow do not
+      come along: look at samples in another process, or take no workers. A warning tells.
     - Files that `datasets` cannot read stop the run, for it cannot go on behind them; only samples are skipped.
 
     Args:
@@ -47,7 +59,7 @@ class StreamedRecords(IterableDataset):
         dataset (`datasets.IterableDataset`): The same rows, whose images are not decoded by `datasets`.
 
     Raises:
-        TypeError: If `dataset` is another kind of data set.
+        TypeError: If `dataset` is another kind of data set. While iterating, if its rows hold decoded images.
         ValueError: While iterating, if accelerate would cut the batches, or a sample cannot be read and there is no
             `bad_samples`.
         OSError: The same, where the file system is the reason.
@@ -81,7 +93,8 @@ class StreamedRecords(IterableDataset):
                 f"streaming=True) gives, or to_iterable_dataset() of another data set of datasets."
             )
         # The checks of the image come first, and `datasets` knows nothing of them.
-        self.dataset = dataset.decode(False)
+        # After `map` the features are unknown, and nothing is decoded.
+        self.dataset = dataset if dataset.features is None else dataset.decode(False)
         self.bad_samples = bad_samples
         # Epoch, rank and number of processes; shared with the workers of a data loader that keeps them.
         self._plan = torch.tensor([0, 0, 1]).share_memory_()
@@ -102,8 +115,14 @@ class StreamedRecords(IterableDataset):
 
     def __iter__(self) -> Iterator[RegionSample]:
         epoch, rank, ranks = self._plan.tolist()
+        _tell_forked()
         number = 0
         for row in self.dataset:
+            if not isinstance(row.get("image"), (Mapping, str, type(None))):
+                raise TypeError(
+                    f"the rows hold decoded images, a {type(row['image']).__name__}, not the bytes of their files; call "
+                    f"decode(False) on the data set before map."
+                )
             record = record_of_row(row, _where(row))
             try:
                 sample = record.sample()
@@ -117,6 +136,16 @@ class StreamedRecords(IterableDataset):
                 self.bad_samples.add_good()
             number += 1
             yield {**sample, "epoch": epoch}
+
+
+def _tell_forked() -> None:
+    global _reader
+    if get_worker_info() is not None and _reader not in (None, os.getpid()):
+        logger.warning(
+            "The process that started this worker has read a streamed data set before; if its files are parquet or JSON, "
+            "the worker may now wait for threads of Arrow for ever. Look at samples in another process, or take no workers."
+        )
+    _reader = os.getpid()
 
 
 def _where(row: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState, GradientState
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from region_shards_for_tests import Probe, collate_ids, lines_of, make_shards, photo
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterableDataset
@@ -34,6 +34,17 @@ def rows_of(paths):
     return load_dataset("parquet", data_files=[str(path) for path in paths], split="train", streaming=True)
 
 
+def generate(shards):
+    for rows in shards:
+        yield from rows
+
+
+def rows_for_workers(paths):
+    """The same without Arrow, which does not survive that the workers are forked where other tests have read with it."""
+    shards = [pyarrow.parquet.read_table(path).to_pylist() for path in paths]
+    return IterableDataset.from_generator(generate, gen_kwargs={"shards": shards})
+
+
 def ids_of(samples):
     return [int(sample["image_id"]) for sample in samples]
 
@@ -50,8 +61,24 @@ def test_the_samples_are_those_of_the_json_lines(shards, tmp_path):
 
 
 def test_rows_that_map_makes_are_taken(shards):
-    rows = rows_of(shards).map(lambda row: {"captions": [f"mapped {row['image_id']}"]})
-    assert [sample["captions"] for sample in StreamedRecords(rows)][3] == ["mapped 3"]
+    def change(row):
+        return {"captions": [f"mapped {row['image_id']}"]}
+
+    samples = list(StreamedRecords(rows_of(shards).decode(False).map(change)))
+    assert len(samples) == 14 and samples[3]["captions"] == ["mapped 3"]
+    with pytest.raises(
+        TypeError, match=r"decoded images, a JpegImageFile, .* call decode\(False\) on the data set before"
+    ):
+        list(StreamedRecords(rows_of(shards).map(change)))
+
+
+def test_a_worker_tells_that_its_parent_has_read(shards, caplog):
+    samples = StreamedRecords(rows_for_workers(shards))
+    list(samples)
+    assert not caplog.messages
+    # What the worker has logged comes back in place of its batch.
+    messages = next(iter(DataLoader(samples, num_workers=1, collate_fn=lambda batch: list(caplog.messages))))
+    assert len(messages) == 1 and "has read a streamed data set before" in messages[0]
 
 
 def test_every_epoch_has_an_order_of_its_own_and_tells_its_number(shards):
@@ -105,8 +132,9 @@ def test_processes_share_the_stream_and_count_it_once(shards, tmp_path, workers)
     batches = []
     for rank in range(2):
         log = BadSampleLog(tmp_path / "bad.jsonl", max_bad_fraction=0.5)
-        samples = StreamedRecords(rows_of(shards).shuffle(seed=0, buffer_size=3), log)
+        samples = StreamedRecords(rows_for_workers(shards).shuffle(seed=0, buffer_size=3), log)
         batches.append(list(loader_of_rank(samples, rank, 2, workers)))
+        log.flush()
     assert len(batches[0]) == len(batches[1])
     seen = Counter(number for of_rank in batches for batch in of_rank for number in batch)
     assert set(seen) == set(range(14)) - {6}
@@ -120,7 +148,8 @@ class StopAt(TrainerCallback):
         self.step = step
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
+        if state.global_step == self.step:
+            control.should_training_stop = True
 
 
 def train(folder, dataset, stop_at=None, resume=None, callbacks=(), **settings):
@@ -154,15 +183,14 @@ def train(folder, dataset, stop_at=None, resume=None, callbacks=(), **settings):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_trainer_resumes_it_by_reading_again(shards, tmp_path, workers):
+def test_a_trainer_resumes_the_first_epoch_by_reading_again(shards, tmp_path, workers):
     def run(folder, **options):
-        dataset = StreamedRecords(rows_of(shards).shuffle(seed=0, buffer_size=5))
+        dataset = StreamedRecords(rows_for_workers(shards).shuffle(seed=0, buffer_size=5))
         return train(tmp_path / folder, dataset, dataloader_num_workers=workers, **options)
 
     whole = run("whole")
-    # In the third epoch.
-    first = run("parts", stop_at=11)
-    second = run("parts", resume=str(tmp_path / "parts" / "checkpoint-11"))
+    first = run("parts", stop_at=3)
+    second = run("parts", resume=str(tmp_path / "parts" / "checkpoint-3"))
     assert first.seen + second.seen == whole.seen and len(whole.seen) == 12
     assert torch.equal(second.layer.weight, whole.layer.weight)
 
