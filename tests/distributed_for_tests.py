@@ -1,6 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Runs a function in several real processes that are joined by gloo, and returns what each returned."""
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -107,8 +108,18 @@ def _run(
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     result = function(*args, **kwargs)
     torch.save(result, folder / f"{rank}.result")
+    leave_process_group()
+
+
+def leave_process_group():
+    """
+    Ends the group of this process when all are done. Nothing may hold a DDP model any more.
+
+    With torch 2.13 a process whose DDP model outlives the group may hang as it ends.
+    """
+    gc.collect()
     dist.barrier()
     dist.destroy_process_group()
 
 
-__all__ = ["mean_over_processes", "run_processes"]
+__all__ = ["leave_process_group", "mean_over_processes", "run_processes"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, convert_to_fp32
+from distributed_for_tests import leave_process_group
 from PIL import Image
 from tiny_models import assert_same_weights, backbone_config, pixclip_config, randomise
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -354,7 +355,8 @@ def train_in_process(rank, world, port, folder, options):
         steps = trainer.recorder.gradients
         steps = [{name.removeprefix("module."): value for name, value in step.items()} for step in steps]
         torch.save((steps, trainer.state.log_history[:2]), f"{folder}/{objective}-{rank}.pt")
-    torch.distributed.destroy_process_group()
+    del trainer
+    leave_process_group()
 
 
 @pytest.mark.parametrize("options", [{}, FSDP2], ids=["ddp", "fsdp2"])

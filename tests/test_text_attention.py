@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.multiprocessing as mp
-from distributed_for_tests import run_processes
+from distributed_for_tests import leave_process_group, run_processes
 from tiny_models import backbone_config, pixclip_config, random_tokens, randomise, text_config
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -259,7 +259,8 @@ def _train_one_step_on_a_rank(rank, folder):
     assert seen[-1] == 1
     if rank == 0:
         torch.save({name: p.grad for name, p in model.module.named_parameters()}, f"{folder}/gradients.pt")
-    torch.distributed.destroy_process_group()
+    del model
+    leave_process_group()
 
 
 def test_distributed_data_parallel(tmp_path):
@@ -444,7 +445,8 @@ def _forward_on_a_shard(rank, folder):
     fully_shard(model)
     ids, mask = random_tokens([4, 9] if rank == 0 else [9, 9])
     model(input_ids=ids, attention_mask=mask).pooler_output.square().mean().backward()
-    torch.distributed.destroy_process_group()
+    del model
+    leave_process_group()
 
 
 def test_sharded_ranks_with_and_without_padding_do_not_wait_for_each_other(tmp_path):

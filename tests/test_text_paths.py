@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from distributed_for_tests import run_processes
+from distributed_for_tests import leave_process_group, run_processes
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from PIL import Image
 from tiny_models import (
@@ -440,7 +440,8 @@ def _train_on_a_rank(rank, folder, replicated, sharded):
         _loss(model, _share(name, rank), sum(map(len, shares))).backward()
         with torch.no_grad():
             model(**_share(name, rank))
-    torch.distributed.destroy_process_group()
+    del model
+    leave_process_group()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import socket
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from distributed_for_tests import leave_process_group
 from tiny_models import box_masks, normalised, pixclip_config, random_boxes, random_images, random_tokens, randomise
 from transformers import Trainer, TrainingArguments
 
@@ -152,7 +153,7 @@ def _start(rank, processes, port, function, arguments):
     torch.manual_seed(0)
     function(*arguments)
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        leave_process_group()
 
 
 def run_in_processes(processes, function, *arguments):
