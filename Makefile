@@ -2,18 +2,21 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 OLDEST := .venv-oldest
+# Beside the environments and in none: installed, it breaks transformers next to a CPU build of torch.
+TORCHVISION := .torchvision
 RUN_DIR ?= runs/coco_regions
 PYTEST_ARGS ?=
 # One process a core, one thread each: faster than two threads in one process for tests this small.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(1)/bin/python -m pytest -n $(shell nproc) --dist loadgroup
 
-.PHONY: help pretrain test test-slow test-oldest lint format clean
+.PHONY: help pretrain test test-slow test-oldest test-hf lint format clean
 
 help:
 	@echo "make pretrain     train the default PixCLIP on the real sample, into $(RUN_DIR)"
 	@echo "make test         run the tests (under 15 minutes on 2 cores)"
 	@echo "make test-slow    run what takes minutes: the default run, killed runs, sweeps"
 	@echo "make test-oldest  run the tests on the oldest supported transformers"
+	@echo "make test-hf      run the model and processor tests of the installed transformers on ours"
 	@echo "make lint         ruff: lint and format check;  make format  mends both"
 	@echo "make clean        remove the environments, caches and runs"
 
@@ -31,21 +34,29 @@ $(OLDEST)/.installed: setup.py pyproject.toml constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable ".[dev]"
 	@touch $@
 
+$(TORCHVISION)/.installed: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --no-deps --upgrade --target $(TORCHVISION) torchvision==0.28.0
+	@touch $@
+
 pretrain: $(VENV)/.installed
 	@echo "== training on examples/data/coco_regions, results in $(RUN_DIR)"
 	$(VENV)/bin/python examples/run_pretraining.py examples/configs/coco_regions.json --output_dir $(RUN_DIR)
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(TORCHVISION)/.installed
 	@echo "== tests"
 	$(call PYTEST,$(VENV)) -m "not slow" $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed
+test-slow: $(VENV)/.installed $(TORCHVISION)/.installed
 	@echo "== slow tests"
 	$(call PYTEST,$(VENV)) -m slow $(PYTEST_ARGS)
 
-test-oldest: $(OLDEST)/.installed
+test-oldest: $(OLDEST)/.installed $(TORCHVISION)/.installed
 	@echo "== tests on transformers 5.21"
 	$(call PYTEST,$(OLDEST)) -m "not slow" $(PYTEST_ARGS)
+
+test-hf: $(VENV)/.installed $(TORCHVISION)/.installed
+	@echo "== transformers' own tests"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/run_hf_suite.py
 
 lint: $(VENV)/.installed
 	@echo "== ruff"
@@ -57,4 +68,4 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) runs .cache
+	rm -rf $(VENV) $(OLDEST) $(TORCHVISION) runs .cache

@@ -5,6 +5,7 @@ from setuptools import setup
 
 
 examples = ["gguf", "jinja2", "matplotlib", "tensorboard"]
+export = ["onnx", "onnxruntime", "onnxscript", "torchao"]
 peft = ["peft"]
 
 setup(
@@ -35,7 +36,20 @@ setup(
     ],
     extras_require={
         "examples": examples,
+        "export": export,
         "peft": peft,
-        "dev": [*examples, *peft, "hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "dev": [
+            *examples,
+            *export,
+            *peft,
+            "fastapi",
+            "httpx",
+            "hypothesis",
+            "parameterized",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "uvicorn",
+        ],
     },
 )

@@ -190,6 +190,10 @@ class PixCLIPTextConfig(PreTrainedConfig):
         backbone_in_checkpoint (`bool`, *optional*, defaults to `True`): Whether checkpoints hold the backbone's weights
             (`save_pretrained`, the Trainer's). `False` leaves them out, and `from_pretrained` takes them from
             `backbone_source`.
+        backbone_embeds_only (`bool`, *optional*, defaults to `False`): Make no backbone: the tower takes pooled vectors
+            (`backbone_embeds`) that an LLM made elsewhere, as the official PixCLIP and LLM2CLIP files do, which hold the
+            adapter and not the LLM. `backbone_config` then tells the LLM's width. `from_pretrained` with `text_backbone`
+            gives the tower a backbone.
         padding_free (`"auto"`, `True` or `False`, *optional*, defaults to `"auto"`): Run the texts of a padded batch end
             to end, without the padding. `"auto"` does so where the backbone and its attention can (PixCLIP's own
             `pixclip_varlen`, which takes the place of `sdpa`, and flash attention); `True` refuses others.
@@ -241,6 +245,7 @@ class PixCLIPTextConfig(PreTrainedConfig):
     backbone_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     backbone_source: dict | None = None
     backbone_in_checkpoint: bool = True
+    backbone_embeds_only: bool = False
     padding_free: bool | Literal["auto"] = "auto"
     long_text_projection: bool = False
     long_text_positions: int | None = None
@@ -265,6 +270,15 @@ class PixCLIPTextConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """Width of the backbone, of its pooled vectors and of the adapter."""
         return self.backbone_text_config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the backbone, where code for every text model looks for them."""
+        return self.backbone_text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int):
+        self.backbone_text_config.vocab_size = value
 
     def max_text_positions(self, long_text: bool) -> int | None:
         """Most tokens of a text on the long or the short path; `None` if the backbone names no limit."""
@@ -321,6 +335,18 @@ class PixCLIPTextConfig(PreTrainedConfig):
                 raise ValueError(
                     "backbone_training='full' goes without backbone_lora: adapters are merged before all weights train. "
                     "Set backbone_lora=None, or backbone_training='lora'."
+                )
+        if self.backbone_embeds_only:
+            needs_backbone = {
+                "backbone_training": self.backbone_training != "frozen",
+                "backbone_lora": self.backbone_lora is not None,
+                "long_text_positions": self.long_text_positions is not None,
+            }
+            present = {name: getattr(self, name) for name, needed in needs_backbone.items() if needed}
+            if present:
+                raise ValueError(
+                    f"backbone_embeds_only=True makes no backbone, which {present} are about. Leave these fields out, or set "
+                    "backbone_embeds_only=False."
                 )
         if self.pooling == "eos" and self.end_of_text_id is None:
             raise ValueError(
@@ -450,6 +476,9 @@ class PixCLIPConfig(PreTrainedConfig):
     ranking_margin_weight: int | float = 0.0
 
     def __post_init__(self, **kwargs):
+        if not type(self).__module__.startswith("transformers_modules."):
+            # Where the package is installed its pipelines are registered, and win over the code in the folder.
+            kwargs.pop("custom_pipelines", None)
         for name, own_class in self.sub_configs_defaults.items():
             sub_config = getattr(self, name)
             given = getattr(sub_config, "model_type", None)

@@ -64,13 +64,15 @@ class EncodingMixin:
             float32 of shape `(T, projection_dim)` in the order of `texts`, or `(projection_dim,)` for one `str`.
 
         Raises:
-            ValueError: If a text is empty, `batch_tokens` is not positive, or `output` is something else.
+            ValueError: If a text is empty, `batch_tokens` is not positive, `output` is something else, or the text tower
+                has no backbone.
 
         Example:
             >>> model.encode_text(["a red kite", "a dog"], processor).shape  # doctest: +SKIP
             (2, 512)
         """
         _check_output(output)
+        self.text_model._check_backbone("texts go through one")
 
         def run(**inputs):
             inputs["long_text_mask"] = torch.full_like(inputs["input_ids"][:, 0], long_text, dtype=torch.bool)

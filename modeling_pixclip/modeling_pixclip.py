@@ -2,6 +2,7 @@
 """PixCLIP (arXiv 2511.04601): image and mask on one side, long text through an LLM on the other, one embedding space."""
 
 import math
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,9 @@ from .modeling_text_pixclip import PixCLIPTextModel, PixCLIPTextModelOutput
 from .modeling_vision_pixclip import PixCLIPVisionModel, PixCLIPVisionModelOutput, initial_stds
 from .outputs_pixclip import PixCLIPOutput
 from .parent_checkpoints import check_fields, fill_vision_tower, load_backbone, load_vision_parent
+from .pipeline_pixclip import CUSTOM_PIPELINES
 from .pretraining_objective import PretrainingObjective
-from .region_pooling import mask_pool, roi_align
+from .region_pooling import mask_pool, roi_align, soft_masks
 from .text_backbone_reference import TextBackboneCheckpoints
 from .text_paths import split_long_text_path
 
@@ -63,6 +65,7 @@ class PixCLIPPreTrainedModel(TextBackboneCheckpoints, PreTrainedModel):
         if self.is_remote_code():
             # A class registers for one Auto class only; without these the others cannot load the folder remotely.
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **REMOTE_CODE_MODELS}
+            self.config.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
         own_class = type(self)
         if own_class.__name__.startswith("FSDP"):
             # FSDP2 puts a class of its own around this one, whose code would be saved in place of this one's.
@@ -71,6 +74,8 @@ class PixCLIPPreTrainedModel(TextBackboneCheckpoints, PreTrainedModel):
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.__class__ = own_class
+            # Only the folder carries it: see PixCLIPConfig.__post_init__.
+            self.config.__dict__.pop("custom_pipelines", None)
 
 
 class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
@@ -173,7 +178,7 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
             text_kwargs or {},
             PixCLIPTextConfig,
             "text_kwargs",
-            own=("backbone_config", "backbone_dtype", "backbone_source"),
+            own=("backbone_config", "backbone_dtype", "backbone_source", "backbone_embeds_only"),
         )
         check_fields(vision_kwargs or {}, PixCLIPVisionConfig, "vision_kwargs")
         if isinstance(vision, PixCLIPVisionConfig):
@@ -224,17 +229,16 @@ class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """As in every Transformers model; see [`PixCLIPTextModel.resize_token_embeddings`]."""
-        return self.text_model.resize_token_embeddings(*args, **kwargs)
+        embeddings = self.text_model.resize_token_embeddings(*args, **kwargs)
+        self.vocab_size = self.text_model.vocab_size
+        return embeddings
 
     def _inverse_temperature(self) -> torch.Tensor:
         return InverseTemperature.apply(self.logit_scale, math.log(self.config.logit_scale_max)).squeeze()
 
     def _soft_masks(self, mask_values: torch.Tensor) -> torch.Tensor:
         """Masks in 0..1 from normalised ones."""
-        vision_config = self.config.vision_config
-        masks = (mask_values.float() * vision_config.mask_std + vision_config.mask_mean).clamp(0, 1)
-        # Less than half a step of an 8-bit mask is what half precision made of a 0.
-        return masks.masked_fill(masks < 1 / 512, 0)
+        return soft_masks(mask_values, self.config.vision_config.mask_mean, self.config.vision_config.mask_std)
 
     def _pool_dense(
         self,

@@ -85,7 +85,7 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
     Args:
         config ([`PixCLIPTextConfig`]): Its configuration.
         backbone ([`PreTrainedModel`], *optional*): A loaded backbone with the configuration `config.backbone_config`,
-            which its own then replaces; without it a new one is made.
+            which its own then replaces; without it a new one is made, or none with `config.backbone_embeds_only`.
 
     Example:
         >>> import torch
@@ -115,7 +115,9 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
 
     def __init__(self, config: PixCLIPTextConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        if backbone is None:
+        if backbone is not None:
+            config.backbone_embeds_only = False
+        elif not config.backbone_embeds_only:
             dtype = (
                 torch.get_default_dtype() if config.backbone_dtype is None else getattr(torch, config.backbone_dtype)
             )
@@ -124,8 +126,9 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
                 # New weights, not those of a checkpoint that the configuration may be of.
                 config.backbone_source, config.backbone_in_checkpoint = None, True
         self.backbone = backbone
-        # Shared, so that later changes of the tower's configuration reach the backbone.
-        config.backbone_config = backbone.config
+        if backbone is not None:
+            # Shared, so that later changes of the tower's configuration reach the backbone.
+            config.backbone_config = backbone.config
         self._weight_samples: dict[str, torch.Tensor] = {}
         self._first_positions: dict[tuple, int | str] = {}
         self._prefer_varlen_attention()
@@ -177,7 +180,7 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
             config_kwargs,
             PixCLIPTextConfig,
             cls.__name__,
-            own=("backbone_config", "backbone_dtype", "backbone_source"),
+            own=("backbone_config", "backbone_dtype", "backbone_source", "backbone_embeds_only"),
         )
         config_kwargs, long_text_path = split_long_text_path(config_kwargs)
         config = PixCLIPTextConfig(backbone_config=AutoConfig.from_pretrained(text), **config_kwargs)
@@ -194,18 +197,25 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
         return self.projection.weight.dtype
 
     def get_input_embeddings(self):
+        if self.backbone is None:
+            # What Transformers expects of a model without any.
+            raise NotImplementedError(self._without_backbone("token embeddings are part of one"))
         return self.backbone.get_input_embeddings()
 
     def set_input_embeddings(self, value):
+        self._check_backbone("token embeddings are part of one")
         self.backbone.set_input_embeddings(value)
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """As in every Transformers model; the backbone's configuration is the one that knows of it."""
+        self._check_backbone("token embeddings are part of one")
         embeddings = self.backbone.resize_token_embeddings(*args, **kwargs)
+        self.vocab_size = self.config.vocab_size
         self._backbone_changed("its token embeddings were resized")
         return embeddings
 
     def get_position_embeddings(self) -> nn.Embedding:
+        self._check_backbone("a table of positions is part of one")
         parent, name = find_position_table(self.backbone)
         return getattr(parent, name)
 
@@ -238,6 +248,7 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
                 "the backbone's table holds the positions of the short and of the long text path. Resize it before "
                 "add_long_text_path."
             )
+        self._check_backbone("a table of positions is part of one")
         resize_position_table(self.backbone, new_num_position_embeddings, keep)
         self._backbone_changed("its table of positions was resized")
         self._first_positions.clear()
@@ -255,13 +266,13 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
         Runs a few tokens and checks that a backbone told to be bidirectional is.
 
         Some types read `is_causal` nowhere, or only where a batch has padding. Backbones whose direction
-        `config.bidirectional` does not set (encoders, CLIP's text tower) pass.
+        `config.bidirectional` does not set (encoders, CLIP's text tower) pass, and so does a tower without one.
 
         Raises:
             ValueError: If the first token does not see the last one, or padding changes the states.
         """
         text_config = self.config.backbone_text_config
-        if getattr(text_config, "is_causal", None) is not False:
+        if self.backbone is None or getattr(text_config, "is_causal", None) is not False:
             return
         refusal = (
             f"a backbone of type {self.config.backbone_config.model_type!r} ({text_config._attn_implementation} "
@@ -333,8 +344,9 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
             takes as `backbone_embeds`.
 
         Raises:
-            ValueError: If a text is empty, or `batch_tokens` is not positive.
+            ValueError: If a text is empty, `batch_tokens` is not positive, or the tower has no backbone.
         """
+        self._check_backbone("texts go through one")
 
         def run(input_ids, attention_mask, pooling_mask):
             long_text_mask = torch.full_like(input_ids[:, 0], long_text, dtype=torch.bool)
@@ -389,7 +401,11 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
         return PackedTexts.from_padded(input_ids, attention_mask, first_position)
 
     def _prefer_varlen_attention(self):
-        if self.config.padding_free and self.config.backbone_text_config._attn_implementation == "sdpa":
+        if (
+            self.backbone is not None
+            and self.config.padding_free
+            and self.config.backbone_text_config._attn_implementation == "sdpa"
+        ):
             # The same as sdpa for a padded batch, and takes packed ones.
             self.backbone.set_attn_implementation(VARLEN_ATTENTION)
 
@@ -485,7 +501,7 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
             index = pooling_mask.int().argmax(-1)
         else:
             index = self._eos_positions(input_ids, pooling_mask.bool())
-        texts = torch.arange(len(index), device=states.device)
+        texts = torch.arange(index.shape[0], device=states.device)
         if packed is None:
             return states[texts, index].float()
         return states[torch.searchsorted(packed.flat_index, texts * pooling_mask.shape[1] + index)].float()
@@ -496,8 +512,8 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
             # OpenAI's CLIP configs carry a wrong id; there end of text is the highest one (transformers #24773).
             return input_ids.masked_fill(~pooled, -1).argmax(-1)
         # Among pooled tokens only: padding is often the same token, and a chat template ends its other turns with it.
-        is_eos = torch.isin(input_ids, torch.tensor(eos, device=input_ids.device)) & pooled
-        if not bool(is_eos.any(-1).all()):
+        is_eos = (input_ids[..., None] == torch.tensor(eos, device=input_ids.device)).any(-1) & pooled
+        if not torch.compiler.is_compiling() and not bool(is_eos.any(-1).all()):
             rows = (~is_eos.any(-1)).nonzero().flatten().tolist()
             raise ValueError(
                 f"pooling='eos' found no end-of-text token (id {eos}) in rows {rows} of input_ids among the pooled "
@@ -528,17 +544,20 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
                 without a long path treats all texts alike.
 
         Raises:
-            ValueError: If not exactly one of `input_ids` and `backbone_embeds` is given, a text is longer than the
-                backbone or its path takes, a row pools nothing, vectors have another width than the backbone, or
-                `long_text_mask` has another number of texts or is not boolean.
+            ValueError: If not exactly one of `input_ids` and `backbone_embeds` is given, there are `input_ids` and no
+                backbone, a text is longer than the backbone or its path takes, a row pools nothing, vectors have another
+                width than the backbone, or `long_text_mask` has another number of texts or is not boolean.
             TypeError: If there is an unknown keyword.
         """
         check_forward_kwargs(kwargs)
         if (input_ids is None) == (backbone_embeds is None):
             raise ValueError("Pass exactly one of input_ids and backbone_embeds.")
-        self._check_long_text_mask(long_text_mask, len(input_ids if backbone_embeds is None else backbone_embeds))
+        self._check_long_text_mask(
+            long_text_mask, (input_ids if backbone_embeds is None else backbone_embeds).shape[0]
+        )
         outputs = None
         if backbone_embeds is None:
+            self._check_backbone("input_ids go through one")
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
             # Tokens of padding are never pooled.
@@ -554,7 +573,10 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
                 if packed is not None:
                     outputs.last_hidden_state = packed.unpack(outputs.last_hidden_state)
                     if getattr(outputs, "hidden_states", None) is not None:
-                        outputs.hidden_states = tuple(map(packed.unpack, outputs.hidden_states))
+                        # Those that were not asked for are None.
+                        outputs.hidden_states = tuple(
+                            None if states is None else packed.unpack(states) for states in outputs.hidden_states
+                        )
         elif backbone_embeds.shape[-1] != self.config.hidden_size:
             raise ValueError(
                 f"backbone_embeds are {backbone_embeds.shape[-1]} wide, the backbone of this model is "

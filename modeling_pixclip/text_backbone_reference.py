@@ -140,21 +140,55 @@ def _check_same(found: PreTrainedConfig, config: PreTrainedConfig, name: str):
     )
 
 
-def _load_referenced(
-    text_backbone: str | os.PathLike | PreTrainedModel | None, config: PreTrainedConfig, name: str, **options
-) -> PreTrainedModel:
-    """The backbone that the checkpoint `name` refers to, or the one the user gives in its place."""
+def _check_kind(text_backbone: Any):
     if not isinstance(text_backbone, (str, os.PathLike, PreTrainedModel, type(None))):
         raise TypeError(
             f"text_backbone is a {type(text_backbone).__name__}; accepted are a folder, a Hub id and a loaded Transformers "
             "model (of a PeftModel: what merge_and_unload() returns)."
         )
+
+
+def _given_backbone(text_backbone: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """A loaded model as the backbone, in the direction of the text tower."""
+    backbone = text_backbone.base_model
+    if (is_causal := getattr(config.backbone_text_config, "is_causal", None)) is not None:
+        backbone.config.get_text_config().is_causal = is_causal
+    return backbone
+
+
+def _load_new(
+    text_backbone: str | os.PathLike | PreTrainedModel, config: PreTrainedConfig, name: str, **options
+) -> PreTrainedModel:
+    """A backbone for the text tower of the checkpoint `name`, which has none and whose configuration then tells of it."""
+    if loaded := isinstance(text_backbone, PreTrainedModel):
+        found, described = text_backbone.base_model.config, f"of type {type(text_backbone).__name__}"
+    else:
+        code = {key: options[key] for key in options if key not in ("dtype", "device_map")}
+        found, described = AutoConfig.from_pretrained(text_backbone, **code), repr(os.fspath(text_backbone))
+    width = getattr(found.get_text_config(), "hidden_size", None)
+    if width != config.hidden_size:
+        raise ValueError(
+            f"The text backbone {described} is {width} wide, the text tower of {os.fspath(name)!r} takes vectors "
+            f"{config.hidden_size} wide. Pass the LLM that its adapter was trained on as text_backbone."
+        )
+    # Made anew, so that the backbone is checked and set to the tower's direction.
+    fields = {field: getattr(config, field) for field in ("bidirectional", "pooling", "padding_free")}
+    config.backbone_config = type(config)(backbone_config=found, **fields).backbone_config
+    if loaded:
+        config.backbone_source = None
+        return _given_backbone(text_backbone, config)
+    config.backbone_source = backbone_source(text_backbone, found)
+    return load_complete(text_backbone, config.backbone_config, **options)
+
+
+def _load_referenced(
+    text_backbone: str | os.PathLike | PreTrainedModel | None, config: PreTrainedConfig, name: str, **options
+) -> PreTrainedModel:
+    """The backbone that the checkpoint `name` refers to, or the one the user gives in its place."""
     if isinstance(text_backbone, PreTrainedModel):
-        backbone = text_backbone.base_model
-        _check_same(backbone.config, config, f"of type {type(text_backbone).__name__}, given as text_backbone,")
-        if (is_causal := getattr(config.backbone_text_config, "is_causal", None)) is not None:
-            backbone.config.get_text_config().is_causal = is_causal
-        return backbone
+        given = f"of type {type(text_backbone).__name__}, given as text_backbone,"
+        _check_same(text_backbone.base_model.config, config, given)
+        return _given_backbone(text_backbone, config)
     source = config.backbone_source
     if text_backbone is None and "folder" not in source:
         options["revision"] = source["revision"]
@@ -195,6 +229,15 @@ class TextBackboneCheckpoints:
     def _text_config(self) -> PreTrainedConfig:
         return getattr(self.config, "text_config", self.config)
 
+    def initialize_weights(self):
+        """Of what a checkpoint lacks; first of the backbone, by the rules of its own class."""
+        backbone = getattr(self, "text_model", self).backbone
+        # As a part of code outside of the library, layers without weights of their own would be passed over, such as
+        # CLIP's, which set those of their parts.
+        if backbone is not None and not backbone.is_custom_code():
+            backbone.initialize_weights()
+        super().initialize_weights()
+
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
         # Read by save_pretrained, and by the Trainer when it resumes.
@@ -222,7 +265,8 @@ class TextBackboneCheckpoints:
             pretrained_model_name_or_path (`str`): Folder or Hub id.
             text_backbone (`str` or [`PreTrainedModel`], *optional*): Folder or Hub id of the backbone of a checkpoint
                 without one, or the loaded backbone, which becomes part of the model: it takes the model's direction and
-                attention, and no longer generates. Defaults to what the checkpoint names.
+                attention, and no longer generates. Defaults to what the checkpoint names. A text tower that takes
+                vectors alone (`backbone_embeds_only`) has a backbone from then on, in the dtype of its checkpoint.
             **kwargs: Those of [`PreTrainedModel.from_pretrained`]. An explicit `dtype` is that of all weights; without
                 it the backbone has its own dtype.
 
@@ -257,11 +301,13 @@ class TextBackboneCheckpoints:
         dtype = next((value for value in given.values() if value not in (None, "auto")), None)
         if dtype is not None:
             config.backbone_dtype = None
+        _check_kind(text_backbone)
         if config.backbone_source is not None and "folder" in config.backbone_source:
             cls._resolve_folder(config, pretrained_model_name_or_path, kwargs.get("subfolder", ""))
         if config.backbone_source is not None:
             config.backbone_config.name_or_path = _name(config.backbone_source)
-        if config.backbone_in_checkpoint:
+        lacks_backbone = config.backbone_embeds_only
+        if lacks_backbone and text_backbone is None or config.backbone_in_checkpoint and not lacks_backbone:
             if text_backbone is not None:
                 raise ValueError(
                     f"text_backbone was given, but {pretrained_model_name_or_path!r} holds the weights of its text "
@@ -278,11 +324,13 @@ class TextBackboneCheckpoints:
         if "attn_implementation" in kwargs:
             kwargs["config"]._attn_implementation = kwargs.pop("attn_implementation")
         device_map = kwargs.get("device_map")
-        backbone = _load_referenced(
+        # One that the checkpoint does not name comes in the dtype it was saved in, as in from_vision_text_pretrained.
+        own_dtype = (kwargs["config"].dtype or torch.get_default_dtype()) if config.backbone_source else "auto"
+        backbone = (_load_referenced if config.backbone_source else _load_new)(
             text_backbone,
             config,
             pretrained_model_name_or_path,
-            dtype=dtype or config.backbone_dtype or kwargs["config"].dtype or torch.get_default_dtype(),
+            dtype=dtype or config.backbone_dtype or own_dtype,
             device_map=_single_device(device_map),
             **{
                 key: kwargs[key]
@@ -296,6 +344,9 @@ class TextBackboneCheckpoints:
         for tensor in (*backbone.parameters(), *backbone.buffers()):
             tensor._is_hf_initialized = True
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, backbone=backbone, **kwargs)
+        if lacks_backbone:
+            tower = loaded[0] if isinstance(loaded, tuple) else loaded
+            getattr(tower, "text_model", tower).check_bidirectional()
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if device_map is not None and not hasattr(model, "hf_device_map"):
             backbone.to(model.device)
@@ -318,7 +369,7 @@ class TextBackboneCheckpoints:
         if name is not None and os.path.isdir(name):
             folder = os.path.realpath(os.path.join(os.path.realpath(os.path.join(name, subfolder)), folder))
             config.backbone_source = {**config.backbone_source, "folder": folder}
-        elif config.backbone_in_checkpoint:
+        elif config.backbone_in_checkpoint or config.backbone_embeds_only:
             # From the Hub: whose folder it was is of no use here.
             config.backbone_source = None
 
@@ -353,15 +404,18 @@ class TextBackboneCheckpoints:
         known = config.backbone_source is not None and "changed" not in config.backbone_source
         if known and tower.weights_changed(kwargs.get("state_dict")):
             tower._backbone_changed("its weights were changed")
+        if tower.backbone is None and include_text_backbone:
+            tower._check_backbone("include_text_backbone=True is about its weights")
         before = (config.backbone_in_checkpoint, config.backbone_dtype, config.backbone_source)
         name = config.backbone_config.name_or_path
         if include_text_backbone is not None:
             config.backbone_in_checkpoint = include_text_backbone
         try:
-            if not config.backbone_in_checkpoint:
-                self._check_reference(kwargs.get("push_to_hub", False))
-            own, dtype = tower.dtype, tower.backbone.dtype
-            config.backbone_dtype = None if dtype == own else str(dtype).removeprefix("torch.")
+            if tower.backbone is not None:
+                if not config.backbone_in_checkpoint:
+                    self._check_reference(kwargs.get("push_to_hub", False))
+                own, dtype = tower.dtype, tower.backbone.dtype
+                config.backbone_dtype = None if dtype == own else str(dtype).removeprefix("torch.")
             if config.backbone_source is not None and "folder" in config.backbone_source:
                 saved_in = os.path.realpath(save_directory)
                 folder = Path(os.path.relpath(config.backbone_source["folder"], saved_in)).as_posix()
@@ -379,7 +433,7 @@ class TextBackboneCheckpoints:
         config = self._text_config
         source = config.backbone_source
         if source is not None and "folder" in source:
-            if not config.backbone_in_checkpoint:
+            if not (config.backbone_in_checkpoint or config.backbone_embeds_only):
                 self._check_reference(push_to_hub=True)
             config.backbone_source = None
         try:

@@ -185,7 +185,7 @@ class TextBackboneTraining:
         Raises:
             ImportError: If PEFT is needed and not installed.
             ValueError: If the mode is unknown, options are given that it does not take, a name in `target_modules` is
-                that of no linear layer, or the backbone has other adapters than the given ones.
+                that of no linear layer, the backbone has other adapters than the given ones, or there is no backbone.
 
         Example:
             >>> from transformers import LlamaConfig
@@ -199,6 +199,8 @@ class TextBackboneTraining:
         """
         given = {"rank": rank, "alpha": alpha, "dropout": dropout, "target_modules": target_modules}
         given = {name: value for name, value in given.items() if value is not None}
+        if mode in ("lora", "full"):
+            self._check_backbone(f"mode {mode!r} trains one")
         if mode not in ("frozen", "lora", "full"):
             raise ValueError(f"mode {mode!r} is unknown; accepted are 'frozen', 'lora' and 'full'.")
         if given and mode != "lora":
@@ -228,6 +230,8 @@ class TextBackboneTraining:
 
     def mark_trainable(self):
         """Sets `requires_grad` of the backbone's parameters by `config.backbone_training`; loading a checkpoint resets it."""
+        if self.backbone is None:
+            return
         training = self.config.backbone_training
         for name, parameter in self.backbone.named_parameters():
             # Nothing here reads a pooler (BERT). Without a gradient, it would stop DDP.
@@ -265,7 +269,8 @@ class TextBackboneTraining:
 
     def remember_weights(self):
         """Keeps a few numbers of each weight, so that [`~PixCLIPTextModel.weights_changed`] notices other ones."""
-        self._weight_samples = dict(_weight_samples(self.backbone.named_parameters()))
+        if self.backbone is not None:
+            self._weight_samples = dict(_weight_samples(self.backbone.named_parameters()))
 
     def weights_changed(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> bool:
         """
@@ -275,6 +280,8 @@ class TextBackboneTraining:
             state_dict (`Mapping[str, torch.Tensor]`, *optional*): The weights, of this tower or of the model it is in.
                 Defaults to the backbone's own, which are whole in no process if FSDP has shared them out.
         """
+        if self.backbone is None:
+            return False
         weights = self.backbone.named_parameters()
         if state_dict is not None:
             start = re.compile(r"^(?:text_model\.)?backbone\.")
@@ -291,6 +298,17 @@ class TextBackboneTraining:
                 return True
         return False
 
+    def _without_backbone(self, reason: str) -> str:
+        return (
+            f"this text tower has no backbone (it was made with backbone_embeds_only=True), and {reason}. Pass "
+            f"backbone_embeds, vectors {self.config.hidden_size} wide, or load the checkpoint with text_backbone=: the "
+            "folder or Hub id of the LLM, or the loaded model."
+        )
+
+    def _check_backbone(self, reason: str):
+        if self.backbone is None:
+            raise ValueError(self._without_backbone(reason))
+
     def _backbone_changed(self, reason: str):
         """Notes that checkpoints must hold the backbone's weights from now on."""
         self.config.backbone_in_checkpoint = True
@@ -299,7 +317,7 @@ class TextBackboneTraining:
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.config.backbone_training == "frozen":
+        if self.backbone is not None and self.config.backbone_training == "frozen":
             # Dropout would add noise to vectors that a store holds without it.
             self.backbone.eval()
         return self

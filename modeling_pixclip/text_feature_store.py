@@ -120,6 +120,9 @@ class TextFeatureStore(Mapping[str, torch.Tensor]):
                 f"text_model is a {type(text_model).__name__}; accepted is a PixCLIPTextModel, for example "
                 "`model.text_model` of a PixCLIPModel. To read a store without a model, use TextFeatureStore.open."
             )
+        text_model._check_backbone(
+            "a store holds vectors that one computed; TextFeatureStore.open reads what is there"
+        )
         if dtype not in _STORED:
             raise ValueError(f"dtype is {dtype!r}; accepted are {', '.join(map(repr, _STORED))}.")
         self.text_model: PixCLIPTextModel | None = text_model

@@ -83,6 +83,7 @@ class TextPaths:
                 f"long_text_positions={self.config.long_text_positions}; there can be one."
             )
         if positions is not None:
+            self._check_backbone("a table of positions is part of one")
             append_position_table(self.backbone, positions, keep)
             self._backbone_changed("a table of positions for long texts was added")
             self._first_positions.clear()
@@ -235,8 +236,10 @@ def join_outputs(runs: list[tuple[ModelOutput, slice]], order: torch.Tensor, len
         text, for every text, it would be the largest tensor of a step.
     """
 
-    def spread(states: torch.Tensor, columns: slice) -> torch.Tensor:
-        """(n, L, W), or weights of attention (n, heads, L, L), to the length of the batch."""
+    def spread(states: torch.Tensor | None, columns: slice) -> torch.Tensor | None:
+        """(n, L, W), or weights of attention (n, heads, L, L), to the length of the batch; None where not asked for."""
+        if states is None:
+            return None
         sides = (columns.start, length - columns.stop)
         return nn.functional.pad(states, (0, 0, *sides) if states.ndim == 3 else (*sides, *sides))
 
@@ -246,7 +249,7 @@ def join_outputs(runs: list[tuple[ModelOutput, slice]], order: torch.Tensor, len
     for name in ("hidden_states", "attentions"):
         if getattr(joined, name, None) is not None:
             layers = zip(*([spread(layer, columns) for layer in run[name]] for run, columns in runs), strict=True)
-            joined[name] = tuple(torch.cat(layer)[order] for layer in layers)
+            joined[name] = tuple(None if layer[0] is None else torch.cat(layer)[order] for layer in layers)
     if len(runs) > 1:
         joined.last_hidden_state = None
     else:

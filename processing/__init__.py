@@ -9,7 +9,8 @@ from .coco_region_datasets import CocoRegionDataset
 from .data_collator import PixCLIPDataCollator
 from .fgclip_datasets import FGCLIPDataset, iter_fgclip_records
 from .frame_geometry import FrameGeometry
-from .image_processing_pixclip import PixCLIPImageProcessor, PixCLIPImageProcessorKwargs
+from .image_processing_base_pixclip import PixCLIPImageProcessorKwargs
+from .image_processing_pixclip import BACKENDS, PixCLIPImageProcessor, PixCLIPImageProcessorPil
 from .processing_pixclip import PixCLIPProcessor, PixCLIPProcessorKwargs
 from .region_datasets import EvaluationRegions, RegionJsonlDataset, write_region_jsonl
 from .region_description import RegionDescription, describe_region, describe_regions
@@ -33,7 +34,7 @@ from .training_epochs import SetEpochCallback
 
 # PixCLIPProcessor.from_pretrained finds its image processor by name in this registry, which is keyed by config class;
 # the model side registers its config, the class itself stands in where only the data side is imported.
-AutoImageProcessor.register(PixCLIPImageProcessor, image_processor_classes={"pil": PixCLIPImageProcessor})
+AutoImageProcessor.register(PixCLIPImageProcessorPil, image_processor_classes=BACKENDS)
 
 __all__ = [
     "BadSampleLog",
@@ -45,6 +46,7 @@ __all__ = [
     "PixCLIPDataCollator",
     "PixCLIPImageProcessor",
     "PixCLIPImageProcessorKwargs",
+    "PixCLIPImageProcessorPil",
     "PixCLIPProcessor",
     "PixCLIPProcessorKwargs",
     "RegionAugmentation",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,13 @@ from PIL import Image
 
 
 RESIZE_MODES = ("squash", "shortest_edge", "letterbox")
+
+
+def resize_by_pil(
+    image: Image.Image, size: tuple[int, int], resample: int, box: tuple[int, int, int, int]
+) -> np.ndarray:
+    """Resamples the part `box`, xyxy, of an image to `size`, (height, width); the filter reads beyond the box."""
+    return np.asarray(image.resize((size[1], size[0]), resample, box=box))
 
 
 @dataclass(frozen=True)
@@ -134,27 +142,28 @@ class FrameGeometry:
             slice(max(0, left, math.floor(x[0])), min(self.picture[1], right, math.ceil(x[1]))),
         )
 
-    def apply(self, source: Image.Image, resample: int, fill: tuple[int, ...] | int) -> np.ndarray:
+    def apply(
+        self, source: Image.Image, resample: int, fill: tuple[int, ...] | int, resize: Callable = resize_by_pil
+    ) -> np.ndarray:
         """Resamples a picture or mask into the frame.
 
         Args:
             source: Picture or mask of size `picture`, any PIL mode that resizes.
             resample: PIL resampling filter; PIL's filters are antialiased when they shrink.
             fill: Value of the canvas outside the picture, for the filter to read at the picture's edge.
+            resize: What resamples, with the arguments of `resize_by_pil`.
 
         Returns:
             Array of shape (rows, columns) or (rows, columns, channels): the part of the frame that `covered` names.
         """
         left, top, right, bottom = self.window
         height, width = self.picture
-        size = (self.resized[1], self.resized[0])
         if left < 0 or top < 0 or right > width or bottom > height:
             canvas = Image.new(source.mode, (right - left, bottom - top), fill)
             canvas.paste(source, (-left, -top))
-            content = canvas.resize(size, resample)
+            pixels = resize(canvas, self.resized, resample, (0, 0, *canvas.size))
         else:
-            content = source.resize(size, resample, box=self.window)
+            pixels = resize(source, self.resized, resample, self.window)
         rows, columns = self.covered
         above, before = self.offset
-        pixels = np.asarray(content)
         return pixels[rows.start - above : rows.stop - above, columns.start - before : columns.stop - before]

@@ -1,104 +1,34 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Image processor of PixCLIP: images with their region masks or boxes, one geometry for all of them."""
-
-import io
-import os
-from functools import lru_cache
-from typing import Any, TypedDict
+"""Image processors of PixCLIP, one for each backend; in one file, so that a saved folder has the code of both."""
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SizeDict
+from PIL import Image
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 
-from .frame_geometry import RESIZE_MODES, FrameGeometry
-from .regions import as_box_list, as_mask_list, box_to_mask, check_box, mask_to_box, to_mask, to_numpy
+from .frame_geometry import resize_by_pil
+from .image_processing_base_pixclip import PixCLIPImageProcessorBase
 
 
-# Keys that the library writes into a saved configuration beside the options.
-_SERVICE_KEYS = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
-
-_IMAGE_FORMS = (
-    "a PIL image, a path to a local file, or an array or tensor of shape (H, W, C), (C, H, W) or (H, W) with 1, 3 or "
-    "4 channels, uint8 in 0..255 or float in 0..1"
-)
-
-
-class _ImageRefused(ValueError):
-    """An image that reads well but is not accepted."""
+try:
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as tv_functional
+# One that was built for another torch raises RuntimeError.
+except (ImportError, RuntimeError):
+    tv_functional = None
 
 
-class _RegionNotVisible(ValueError):
-    """A region of which the processed frame shows nothing."""
-
-
-class PixCLIPImageProcessorKwargs(TypedDict, total=False):
-    """Options of `PixCLIPImageProcessor`, at construction and per call.
-
-    Attributes:
-        do_resize (`bool`, defaults to `True`):
-            Whether to bring images and masks to `size`. If not, all images of a call must have the same size.
-        size (`dict`, defaults to `{"height": 224, "width": 224}`):
-            Height and width of the processed frame, in pixels. An int means a square.
-        resize_mode (`str`, defaults to `"squash"`):
-            "squash" resizes to `size` whatever the aspect ratio (as PixCLIP's code does); "shortest_edge" keeps the
-            aspect ratio, covers the frame and crops it around the centre (as CLIP does); "letterbox" keeps the aspect
-            ratio, fits into the frame, centred, and pads with `image_mean` (0 once normalised) and mask 0.
-        resample (`int` or `PIL.Image.Resampling`, defaults to `BICUBIC`):
-            Filter for images. Masks are always resampled bilinearly as floats, antialiased.
-        do_rescale (`bool`, defaults to `True`):
-            Whether to multiply the 8-bit pixels by `rescale_factor`.
-        rescale_factor (`float`, defaults to 1 / 255):
-            See `do_rescale`.
-        do_normalize (`bool`, defaults to `True`):
-            Whether to normalise images by `image_mean`, `image_std` and masks by `mask_mean`, `mask_std`.
-        image_mean, image_std (`float` or three floats, defaults to those of OpenAI CLIP):
-            Per channel, in units of the rescaled image.
-        mask_mean, mask_std (`float`, defaults to 0.5 and 0.26, Alpha-CLIP's and PixCLIP's):
-            In units of the mask, 0..1. A region becomes +1.923, the rest -1.923.
-        crop_scale (`float`, defaults to 1.5):
-            Side of the context crop in units of the longer side of the region's box, at least 1.
-        crop_size (`dict`, defaults to `size`):
-            Height and width of the context crop, in pixels.
-        do_convert_rgb (`bool`, defaults to `True`):
-            Whether to convert grey, palette, CMYK and RGBA images to RGB. An alpha channel is dropped, not blended.
-        max_image_pixels (`int`, defaults to 178,956,970, the limit of PIL):
-            Larger images are an error.
-        input_data_format (`str`, *optional*):
-            "channels_first" or "channels_last", for arrays of which both the first and the last axis could be the
-            channels.
-    """
-
-    do_resize: bool | None
-    size: int | list[int] | tuple[int, ...] | dict[str, int] | SizeDict | None
-    resize_mode: str | None
-    resample: int | None
-    do_rescale: bool | None
-    rescale_factor: float | int | None
-    do_normalize: bool | None
-    image_mean: float | int | list[float] | tuple[float, ...] | None
-    image_std: float | int | list[float] | tuple[float, ...] | None
-    mask_mean: float | int | None
-    mask_std: float | int | None
-    crop_scale: float | int | None
-    crop_size: int | list[int] | tuple[int, ...] | dict[str, int] | SizeDict | None
-    do_convert_rgb: bool | None
-    max_image_pixels: int | None
-    input_data_format: str | None
-
-
-class PixCLIPImageProcessor(PilBackend):
+class PixCLIPImageProcessorPil(PixCLIPImageProcessorBase, PilBackend):
     """Turns images, and per image any number of region masks or boxes, into PixCLIP's ragged batch.
 
-    The options, at construction and per call, are those of `PixCLIPImageProcessorKwargs`. Regions are flat: R regions
+    Images are resampled by PIL. `PixCLIPImageProcessor` is this class where torchvision is not installed. The
+    options, at construction and per call, are those of `PixCLIPImageProcessorKwargs`. Regions are flat: R regions
     over B images, `region_image_index` says whose region each is.
 
     Example:
         >>> import numpy as np
-        >>> from processing_pixclip import PixCLIPImageProcessor
-        >>> image_processor = PixCLIPImageProcessor(size={"height": 32, "width": 32})
+        >>> from processing_pixclip import PixCLIPImageProcessorPil
+        >>> image_processor = PixCLIPImageProcessorPil(size={"height": 32, "width": 32})
         >>> photo = np.zeros((40, 60, 3), dtype=np.uint8)
         >>> batch = image_processor([photo, photo], boxes=[[[0, 0, 30, 20], [6, 5, 60, 40]], []], return_tensors="pt")
         >>> batch["pixel_values"].shape, batch["mask_values"].shape
@@ -107,450 +37,46 @@ class PixCLIPImageProcessor(PilBackend):
         (tensor([0, 0]), tensor([0.0000, 0.0000, 0.5000, 0.5000]))
     """
 
-    valid_kwargs = PixCLIPImageProcessorKwargs
-    model_input_names = ["pixel_values"]
 
-    do_resize = True
-    size = {"height": 224, "width": 224}
-    resize_mode = "squash"
-    resample = Image.Resampling.BICUBIC
-    do_rescale = True
-    rescale_factor = 1 / 255
-    do_normalize = True
-    image_mean = OPENAI_CLIP_MEAN
-    image_std = OPENAI_CLIP_STD
-    mask_mean = 0.5
-    mask_std = 0.26
-    crop_scale = 1.5
-    crop_size = None
-    do_convert_rgb = True
-    max_image_pixels = 178_956_970
-    input_data_format = None
+if tv_functional is None:
+    # As with the library's own: without torchvision the name means the class that does without.
+    PixCLIPImageProcessor = PixCLIPImageProcessorPil
+    BACKENDS = {"pil": PixCLIPImageProcessorPil}
+else:
 
-    def __init__(self, **kwargs):
-        options = {key for key in kwargs if not key.startswith("_")} - _SERVICE_KEYS
-        self._check_option_names(options)
-        super().__init__(**kwargs)
+    class PixCLIPImageProcessor(PixCLIPImageProcessorBase, TorchvisionBackend):
+        """Turns images, and per image any number of region masks or boxes, into PixCLIP's ragged batch.
 
-    def preprocess(
-        self,
-        images: Any,
-        masks: Any = None,
-        boxes: Any = None,
-        crops: bool = False,
-        allow_empty: bool = False,
-        return_tensors: str | None = None,
-        **kwargs,
-    ) -> BatchFeature:
-        """Processes images with their regions.
+        Arguments, options, results and errors are those of `PixCLIPImageProcessorPil`, and masks and boxes are the
+        same bit for bit. BICUBIC and BILINEAR are torchvision's: on photos pixels differ by at most 16 (BICUBIC) or 2
+        (BILINEAR) of the 255 levels, by less than 0.3 on average over an image, and 1 in 1,000 at most by more than
+        one level. The other filters are PIL's, and so are context crops inside the image, of which the filter reads
+        the surroundings as well. Work is done on the CPU; there is no `device` option.
 
-        Args:
-            images: One image or a list of B images (a 4-D array is such a list). An image is a PIL image, an array or
-                tensor of shape (H, W, C), (C, H, W) or (H, W), uint8 or float in 0..1 (floats are rounded to 8 bits),
-                or a path to a local file (turned upright by its EXIF orientation; a PIL image is taken as it is).
-            masks: Regions of the images, in any form of `regions.to_mask`, each of the size of its image. For one
-                image: a mask, a list of masks, or an (N, H, W) array. For a list of images: a list with one such
-                entry per image, `[]` where there is no region.
-            boxes: Regions as boxes, xyxy in pixels. For one image `[x1, y1, x2, y2]` or (N, 4); for a list of images a
-                list with one such entry per image. Without `masks` a box is its region's mask. With `masks`, there
-                must be one box per mask, or `None` for the mask's tight box, and the boxes are only reported in
-                `region_boxes`.
-            crops: Whether to add each region's context crop: a square around the mask, `crop_scale` times its longer
-                side (at most the image's longer side), resized to `crop_size`.
-            allow_empty: Whether a region that shows nothing (an empty mask, a box without area, a region that the
-                centre crop cuts off) is accepted, with a mask of 0, a box of zeros and an empty crop. For training, in
-                which the model leaves such regions out and counts them.
-            return_tensors: "pt" for `torch.Tensor`, "np" or `None` for arrays.
-            **kwargs: Options of `PixCLIPImageProcessorKwargs`, for this call.
-
-        Returns:
-            `BatchFeature` with `pixel_values` (B, 3, H, W), float32, and, if masks or boxes are given,
-            `mask_values` (R, 1, H, W), float32, normalised; `region_image_index` (R,), int64, ascending;
-            `region_boxes` (R, 4), float32, xyxy in 0..1 of the processed frame: the given boxes, else the tight boxes
-            of the visible part of the masks; and with `crops`, `crop_pixel_values` (R, 3, h, w) and
-            `crop_mask_values` (R, 1, h, w).
-
-        Raises:
-            ValueError: If an image cannot be read or is too large, masks or boxes do not fit the images in count or
-                size, a region is malformed or, without `allow_empty`, not visible in the processed frame. The message
-                names the item, for example `masks[2][0]`.
-            TypeError: If an option is unknown.
+        Example:
+            >>> import numpy as np
+            >>> from processing_pixclip import PixCLIPImageProcessor
+            >>> image_processor = PixCLIPImageProcessor(size={"height": 32, "width": 32})
+            >>> photo = np.zeros((40, 60, 3), dtype=np.uint8)
+            >>> image_processor.backend, image_processor(photo, return_tensors="pt")["pixel_values"].shape
+            ('torchvision', torch.Size([1, 3, 32, 32]))
         """
-        self._check_option_names(kwargs)
-        options = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__}
-        options.update({name: value for name, value in kwargs.items() if value is not None})
-        options = self._standardize_kwargs(**options)
-        size, crop_size = options["size"], options["crop_size"] or options["size"]
-        options["size"], options["crop_size"] = (size.height, size.width), (crop_size.height, crop_size.width)
-        if crops and masks is None and boxes is None:
-            raise ValueError("crops=True needs masks or boxes: a context crop is the crop around a region.")
 
-        many = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
-        images = list(images) if many else [images]
-        if not images:
-            raise ValueError("images is an empty list; pass at least one image.")
-        masks = _per_image(masks, "masks", as_mask_list, many, len(images))
-        boxes = _per_image(boxes, "boxes", as_box_list, many, len(images))
-        _check_same_count(masks, boxes, many)
+        @staticmethod
+        def _resize_image(
+            image: Image.Image, size: tuple[int, int], resample: int, box: tuple[int, int, int, int]
+        ) -> np.ndarray:
+            interpolation = _INTERPOLATIONS.get(resample)
+            if interpolation is None or box != (0, 0, *image.size):
+                return resize_by_pil(image, size, resample, box)
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            pixels = tv_functional.resize(pixels, list(size), interpolation, antialias=True)
+            return pixels.permute(1, 2, 0).numpy()
 
-        normalise = _Normaliser(options)
-        pixel_values, regions = None, None
-        row = 0
-        for index, image in enumerate(images):
-            image = _load_image(image, f"images[{index}]", options)
-            picture = (image.height, image.width)
-            geometry = _place(picture, f"images[{index}]", options)
-            if pixel_values is None:
-                pixel_values = np.empty((len(images), 3, *geometry.frame), dtype=np.float32)
-                if masks is not None or boxes is not None:
-                    count = sum(map(len, masks if masks is not None else boxes))
-                    regions = _empty_regions(count, geometry.frame, options["crop_size"], crops)
-            elif geometry.frame != pixel_values.shape[2:]:
-                raise ValueError(
-                    f"images[{index}] is {picture[0]}x{picture[1]} (height x width) but images[0] is "
-                    f"{pixel_values.shape[2]}x{pixel_values.shape[3]}; with do_resize=False all images of a call must "
-                    f"have the same size. Resize them, or leave do_resize on."
-                )
-            normalise.image(image, geometry, pixel_values[index])
-
-            image_masks = masks[index] if masks is not None else None
-            image_boxes = boxes[index] if boxes is not None else None
-            for region in range(len(image_masks or image_boxes or ())):
-                place = f"[{index}][{region}]" if many else f"[{region}]"
-                box = None if boxes is None else image_boxes[region]
-                if masks is None or box is not None:
-                    box = check_box(box, *picture, f"boxes{place}", allow_empty)
-                if masks is None:
-                    name, mask = f"boxes{place}", box_to_mask(box, *picture, allow_empty=allow_empty)
-                else:
-                    name, mask = f"masks{place}", to_mask(image_masks[region], *picture, f"masks{place}", allow_empty)
-                box_name = name if box is None else f"boxes{place}"
-                mask_image = Image.fromarray(mask)
-                regions["region_image_index"][row] = index
-                try:
-                    normalise.mask(mask_image, geometry, regions["mask_values"][row, 0], name)
-                    regions["region_boxes"][row] = _frame_box(mask, box, geometry, name, box_name)
-                    if crops:
-                        crop = FrameGeometry.of_context_crop(
-                            picture, options["crop_size"], mask_to_box(mask), options["crop_scale"]
-                        )
-                        normalise.image(image, crop, regions["crop_pixel_values"][row])
-                        normalise.mask(mask_image, crop, regions["crop_mask_values"][row, 0], name)
-                except _RegionNotVisible:
-                    if not allow_empty:
-                        raise
-                    normalise.empty_region(regions, row)
-                row += 1
-
-        return BatchFeature(data={"pixel_values": pixel_values, **(regions or {})}, tensor_type=return_tensors)
-
-    def _check_option_names(self, names) -> None:
-        accepted = self.valid_kwargs.__annotations__
-        unknown = sorted(set(names) - set(accepted))
-        if unknown:
-            raise TypeError(
-                f"{type(self).__name__} received the unknown option {', '.join(unknown)}; "
-                f"accepted are {', '.join(accepted)}."
-            )
-
-    def _standardize_kwargs(self, **kwargs) -> dict:
-        for name in ("size", "crop_size"):
-            if isinstance(kwargs.get(name), (list, tuple)) and len(kwargs[name]) != 2:
-                raise ValueError(f"{name} is {kwargs[name]!r}; a list is [height, width] in pixels.")
-        options = super()._standardize_kwargs(default_to_square=True, **kwargs)
-        _check_options(options)
-        return options
-
-
-class _Normaliser:
-    """Resamples into the frame and normalises, in one pass over the 8-bit pixels, for the options of one call."""
-
-    def __init__(self, options: dict):
-        self.resample = options["resample"]
-        mean, std = (np.broadcast_to(options[name], 3) for name in ("image_mean", "image_std"))
-        factor = options["rescale_factor"] if options["do_rescale"] else None
-        self.table = _pixel_table(factor, tuple(mean), tuple(std) if options["do_normalize"] else None)
-        unit = 1 / options["rescale_factor"] if factor is None else 1
-        self.padding = np.zeros(3) if options["do_normalize"] else mean * unit
-        self.canvas = tuple(int(value) for value in np.clip(np.rint(mean * 255), 0, 255))
-        self.mask_scale = (options["mask_mean"], options["mask_std"]) if options["do_normalize"] else None
-
-    def image(self, image: Image.Image, geometry: FrameGeometry, out: np.ndarray) -> None:
-        """Writes an image into `out`, (3, H, W)."""
-        rows, columns = geometry.covered
-        pixels = geometry.apply(image, self.resample, self.canvas)
-        for channel in range(3):
-            if pixels.shape[:2] != geometry.frame:
-                out[channel] = self.padding[channel]
-            out[channel, rows, columns] = self.table[channel][pixels[..., channel]]
-
-    def mask(self, mask: Image.Image, geometry: FrameGeometry, out: np.ndarray, name: str) -> None:
-        """Writes a mask into `out`, (H, W)."""
-        values = np.clip(geometry.apply(mask, Image.Resampling.BILINEAR, 0), 0, 1)
-        if not values.any():
-            raise _RegionNotVisible(_not_visible(name, geometry))
-        out[:] = 0
-        out[geometry.covered] = values
-        self._scale_mask(out)
-
-    def empty_region(self, regions: dict[str, np.ndarray], row: int) -> None:
-        """Writes a region that shows nothing."""
-        for name, values in regions.items():
-            if name != "region_image_index":
-                values[row] = 0
-            if "mask" in name:
-                self._scale_mask(values[row])
-
-    def _scale_mask(self, out: np.ndarray) -> None:
-        if self.mask_scale is not None:
-            out -= self.mask_scale[0]
-            out /= self.mask_scale[1]
-
-
-@lru_cache(maxsize=16)
-def _pixel_table(factor: float | None, mean: tuple, std: tuple | None) -> np.ndarray:
-    # Same roundings, in the same order, as rescale and normalize of transformers: results are equal bit for bit.
-    levels = np.arange(256, dtype=np.float64) if factor is None else np.arange(256, dtype=np.float64) * factor
-    table = np.tile(levels.astype(np.float32), (3, 1))
-    if std is not None:
-        table = (table - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
-    return table
-
-
-def _empty_regions(count: int, frame: tuple[int, int], crop_size: tuple[int, int], crops: bool) -> dict:
-    regions = {
-        "mask_values": np.empty((count, 1, *frame), dtype=np.float32),
-        "region_image_index": np.empty(count, dtype=np.int64),
-        "region_boxes": np.empty((count, 4), dtype=np.float32),
+    # Those that agree with PIL's up to rounding. Pillow 13 resizes the columns of some tall images first, torchvision
+    # always the rows, and as both clip to 8 bits in between, bicubic's overshoot is then cut at other places.
+    _INTERPOLATIONS = {
+        Image.Resampling.BICUBIC: InterpolationMode.BICUBIC,
+        Image.Resampling.BILINEAR: InterpolationMode.BILINEAR,
     }
-    if crops:
-        regions["crop_pixel_values"] = np.empty((count, 3, *crop_size), dtype=np.float32)
-        regions["crop_mask_values"] = np.empty((count, 1, *crop_size), dtype=np.float32)
-    return regions
-
-
-def _frame_box(
-    mask: np.ndarray, box: np.ndarray | None, geometry: FrameGeometry, name: str, box_name: str
-) -> np.ndarray:
-    """Box in 0..1 of the frame: the given one, else the tight box of what the frame shows of the mask."""
-    rows, columns = geometry.visible
-    visible = mask[rows, columns]
-    # The filter spreads a mask a little, so a mask just outside the frame is not all 0 in it.
-    if not visible.any():
-        raise _RegionNotVisible(_not_visible(name, geometry))
-    if box is None:
-        box = mask_to_box(visible) + [columns.start, rows.start, columns.start, rows.start]
-    height, width = geometry.frame
-    frame_box = np.clip(geometry.map_box(box) / [width, height, width, height], 0, 1).astype(np.float32)
-    if frame_box[0] >= frame_box[2] or frame_box[1] >= frame_box[3]:
-        raise _RegionNotVisible(_not_visible(box_name, geometry))
-    return frame_box
-
-
-def _not_visible(name: str, geometry: FrameGeometry) -> str:
-    return (
-        f"{name} has no visible part left in the processed {geometry.frame[0]}x{geometry.frame[1]} frame of its "
-        f"{geometry.picture[0]}x{geometry.picture[1]} image: the centre crop of resize_mode='shortest_edge' cuts it "
-        f"off. Use resize_mode='squash' or 'letterbox', which keep the whole image, or remove the region."
-    )
-
-
-def _place(picture: tuple[int, int], name: str, options: dict) -> FrameGeometry:
-    if not options["do_resize"]:
-        return FrameGeometry.of_picture(picture, picture, "squash")
-    geometry = FrameGeometry.of_picture(picture, options["size"], options["resize_mode"])
-    pixels = geometry.resized[0] * geometry.resized[1]
-    # The frame itself is the user's choice; what reaches over it is the picture's doing.
-    if pixels > max(options["max_image_pixels"], geometry.frame[0] * geometry.frame[1]):
-        raise ValueError(
-            f"{name} is {picture[0]}x{picture[1]} (height x width); resize_mode='shortest_edge' would blow it up to "
-            f"{geometry.resized[0]}x{geometry.resized[1]}, over max_image_pixels={options['max_image_pixels']}. Crop "
-            f"it first, or use 'squash' or 'letterbox'."
-        )
-    return geometry
-
-
-def _per_image(values: Any, name: str, split: Any, many: bool, count: int) -> list[list] | None:
-    """Splits masks or boxes into one list per image."""
-    if values is None:
-        return None
-    if not many:
-        return [split(values, name)]
-    if isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim > 0:
-        values = list(values)
-    if not isinstance(values, (list, tuple)):
-        raise ValueError(
-            f"{name} is a {type(values).__name__}, but images is a list of {count}: pass a list with one entry per "
-            f"image, [] where there is no region."
-        )
-    if len(values) != count:
-        raise ValueError(
-            f"{name} has {len(values)} entries, but images has {count}: pass a list with one entry per image, [] "
-            f"where there is no region."
-        )
-    return [split(value, f"{name}[{index}]") for index, value in enumerate(values)]
-
-
-def _check_same_count(masks: list[list] | None, boxes: list[list] | None, many: bool) -> None:
-    if masks is None or boxes is None:
-        return
-    for index, (image_masks, image_boxes) in enumerate(zip(masks, boxes, strict=True)):
-        if len(image_masks) != len(image_boxes):
-            place = f"[{index}]" if many else ""
-            raise ValueError(
-                f"masks{place} has {len(image_masks)} regions, but boxes{place} has {len(image_boxes)}: where both "
-                f"are given, there must be one box per mask."
-            )
-
-
-def _load_image(image: Any, name: str, options: dict) -> Image.Image:
-    """Reads one input image as a PIL image of mode RGB."""
-    if isinstance(image, str) and ("://" in image or image.startswith("data:")):
-        raise ValueError(
-            f"{name} is a URL ({image[:80]!r}); nothing is downloaded here. Load it first, for example with "
-            f"`transformers.image_utils.load_image(url)`, and pass the image."
-        )
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image, name, options)
-    if isinstance(image, (np.ndarray, torch.Tensor)):
-        image = _array_to_image(to_numpy(image, name), name, options["input_data_format"])
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"{name} is a {type(image).__name__}; an image is {_IMAGE_FORMS}.")
-    _check_pixels(image, name, options)
-    try:
-        return _to_rgb(image, name, options)
-    except _ImageRefused:
-        raise
-    # Decoders of damaged files raise OSError, SyntaxError, ValueError and others.
-    except Exception as error:
-        raise ValueError(f"{name} cannot be read, its file is damaged or closed: {error}.") from error
-
-
-def read_image(
-    file: str | os.PathLike | bytes, name: str, options: dict | None = None, upright: bool = True
-) -> Image.Image:
-    """Reads a local file as an 8-bit RGB image.
-
-    Args:
-        file: Path of the file, or its bytes.
-        name: How error messages call this image.
-        options: Holds `do_convert_rgb` and `max_image_pixels`, defaults to those of `PixCLIPImageProcessor`.
-        upright: Whether to turn the image upright by its EXIF orientation.
-
-    Returns:
-        `PIL.Image.Image` of mode RGB.
-
-    Raises:
-        ValueError: If the file cannot be read, is too large, or has no conversion to 8 bits that fits every case.
-
-    Example:
-        >>> read_image("examples/data/coco_regions/images/000000000030.jpg", "photo").mode
-        'RGB'
-    """
-    if options is None:
-        options = {name: getattr(PixCLIPImageProcessor, name) for name in ("do_convert_rgb", "max_image_pixels")}
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            _check_pixels(image, name, options)
-            image.load()
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image, name, options)
-    except _ImageRefused:
-        raise
-    except Exception as error:
-        source = f"its {len(file)} bytes" if isinstance(file, bytes) else repr(os.fspath(file))
-        raise ValueError(
-            f"{name} cannot be read as an image from {source}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _check_pixels(image: Image.Image, name: str, options: dict) -> None:
-    pixels, limit = image.width * image.height, options["max_image_pixels"]
-    if pixels == 0 or pixels > limit:
-        raise _ImageRefused(
-            f"{name} is {image.height}x{image.width} (height x width), {pixels} pixels; accepted are 1 to {limit} "
-            f"pixels (option max_image_pixels)."
-        )
-
-
-def _to_rgb(image: Image.Image, name: str, options: dict) -> Image.Image:
-    if image.mode == "RGB":
-        image.load()
-        return image
-    if not options["do_convert_rgb"]:
-        raise _ImageRefused(f"{name} has PIL mode {image.mode!r}; with do_convert_rgb=False it must be 'RGB'.")
-    if image.mode not in ("1", "L", "P", "LA", "PA", "La", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"):
-        # PIL would clip 16- and 32-bit values to 255 without a word.
-        raise _ImageRefused(
-            f"{name} has PIL mode {image.mode!r}, which has no conversion to 8-bit RGB that fits every case. Convert "
-            f"it first; an image is {_IMAGE_FORMS}."
-        )
-    return image.convert("RGB")
-
-
-def _array_to_image(pixels: np.ndarray, name: str, input_data_format: str | None) -> Image.Image:
-    shape = pixels.shape
-    if pixels.ndim == 3:
-        first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
-        if first and last and input_data_format is None:
-            raise _ImageRefused(
-                f"{name} has shape {shape}, of which both the first and the last axis could be the channels; pass "
-                f"input_data_format='channels_first' or 'channels_last'."
-            )
-        if input_data_format == "channels_first" or (input_data_format is None and first):
-            pixels = np.moveaxis(pixels, 0, -1)
-        if pixels.shape[2] == 1:
-            pixels = pixels[..., 0]
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)) or pixels.size == 0:
-        raise _ImageRefused(f"{name} has shape {shape}; an image is {_IMAGE_FORMS}.")
-    if pixels.dtype.kind == "f":
-        low, high = pixels.min(), pixels.max()
-        if not (low >= 0 and high <= 1):
-            raise _ImageRefused(
-                f"{name} is a float array with values from {low!s} to {high!s}; float images must be in 0..1 without "
-                f"NaN. Divide 8-bit values by 255 or convert them to uint8."
-            )
-        pixels = np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise _ImageRefused(f"{name} has dtype {pixels.dtype}; an image is {_IMAGE_FORMS}.")
-    return Image.fromarray(np.ascontiguousarray(pixels))
-
-
-def _check_options(options: dict) -> None:
-    """Raises `ValueError` for an option that is out of its range."""
-
-    def number(value: Any) -> bool:
-        return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(np.isfinite(value))
-
-    def colour(value: Any) -> bool:
-        return number(value) or (isinstance(value, (tuple, list)) and len(value) == 3 and all(map(number, value)))
-
-    def pixels(value: Any) -> bool:
-        return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value > 0
-
-    def frame(value: Any) -> bool:
-        return set(dict(value)) == {"height", "width"} and all(pixels(side) for _, side in value)
-
-    flags = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
-    rules = [(name, lambda value: isinstance(value, bool), "True or False") for name in flags] + [
-        ("size", frame, "{'height': int, 'width': int} in pixels, or an int for a square"),
-        ("crop_size", lambda value: value is None or frame(value), "{'height': int, 'width': int}, an int, or None"),
-        ("resize_mode", lambda value: value in RESIZE_MODES, ", ".join(map(repr, RESIZE_MODES))),
-        ("resample", lambda value: value in list(Image.Resampling), "a PIL.Image.Resampling filter or its number"),
-        ("rescale_factor", lambda value: number(value) and value > 0, "a number above 0"),
-        ("image_mean", colour, "a number or three numbers"),
-        ("image_std", lambda value: colour(value) and np.all(np.asarray(value) > 0), "one or three numbers above 0"),
-        ("mask_mean", number, "a number"),
-        ("mask_std", lambda value: number(value) and value > 0, "a number above 0"),
-        ("crop_scale", lambda value: number(value) and value >= 1, "a number of at least 1"),
-        ("max_image_pixels", pixels, "a positive int"),
-        (
-            "input_data_format",
-            lambda value: value in (None, "channels_first", "channels_last"),
-            "'channels_first', 'channels_last' or None",
-        ),
-    ]
-    for name, accepts, accepted in rules:
-        if not accepts(options[name]):
-            raise ValueError(f"{name} is {options[name]!r}; accepted is {accepted}.")
+    BACKENDS = {"torchvision": PixCLIPImageProcessor, "pil": PixCLIPImageProcessorPil}

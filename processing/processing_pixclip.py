@@ -9,7 +9,7 @@ import numpy as np
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
-from .image_processing_pixclip import PixCLIPImageProcessorKwargs
+from .image_processing_base_pixclip import PixCLIPImageProcessorKwargs
 from .text_presets import TextPreset, get_text_preset
 
 
@@ -95,6 +95,8 @@ class PixCLIPProcessor(ProcessorMixin):
         torch.Size([2, 1, 224, 224])
     """
 
+    valid_processor_kwargs = PixCLIPProcessorKwargs
+
     def __init__(
         self,
         image_processor=None,
@@ -135,6 +137,11 @@ class PixCLIPProcessor(ProcessorMixin):
             # Saved options would count as given by the caller and hide all of the preset.
             processor_dict = {name: value for name, value in processor_dict.items() if name not in _TEXT_OPTIONS}
         return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what every call with images and texts returns."""
+        return [*self.image_processor.model_input_names, "input_ids", "attention_mask", "pooling_mask"]
 
     def _check_template(self) -> None:
         known = self.tokenizer.get_added_vocab()

@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 from PIL import Image
 
-from .image_processing_pixclip import PixCLIPImageProcessor, read_image
+from .image_reading import MAX_IMAGE_PIXELS, read_image
 from .regions import box_to_mask, check_box, is_polygons, mask_runs
 
 
@@ -241,11 +241,10 @@ def read_image_header(file: str | os.PathLike, name: str) -> tuple[tuple[int, in
 
 def check_image_size(width: int, height: int, where: str) -> None:
     """Raises a `ValueError` if an image has more pixels than readers open, or is a strip (`MAX_ASPECT_RATIO`)."""
-    limit = PixCLIPImageProcessor.max_image_pixels
-    if width * height > limit:
+    if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(
-            f"{where}: the image is {width!r:.20} pixels wide and {height!r:.20} high; accepted are up to {limit} "
-            f"pixels in all."
+            f"{where}: the image is {width!r:.20} pixels wide and {height!r:.20} high; accepted are up to "
+            f"{MAX_IMAGE_PIXELS} pixels in all."
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(

@@ -50,22 +50,22 @@ CLASSES = {
     AutoModelForPreTraining: "PixCLIPForPreTraining",
     AutoModelForZeroShotImageClassification: "PixCLIPModel",
     AutoProcessor: "PixCLIPProcessor",
-    AutoImageProcessor: "PixCLIPImageProcessor",
+    AutoImageProcessor: "PixCLIPImageProcessorPil",
 }
 
 
-def load(source):
+def load(source, **options):
     """Loads one object by each Auto class and checks where its class comes from."""
-    loaded = {auto: auto.from_pretrained(source, trust_remote_code=True) for auto in CLASSES}
+    loaded = {auto: auto.from_pretrained(source, trust_remote_code=True, **options) for auto in CLASSES}
     for auto, item in loaded.items():
         assert type(item).__name__ == CLASSES[auto], (source, auto, type(item))
         assert type(item).__module__.startswith("transformers_modules."), (source, auto, type(item))
-    loaded[AutoTokenizer] = AutoTokenizer.from_pretrained(source, trust_remote_code=True)
+    loaded[AutoTokenizer] = AutoTokenizer.from_pretrained(source, trust_remote_code=True, **options)
     return loaded
 
 
-def check(source, expected, weights, request):
-    loaded = load(source)
+def check(source, expected, weights, request, **options):
+    loaded = load(source, **options)
     processor = loaded[AutoProcessor]
     images = [Image.open(path) for path in request["images"]]
     masks = [[expected[name].numpy() for name in names] for names in request["masks"]]
@@ -88,7 +88,7 @@ def check(source, expected, weights, request):
                 # This class answers with the text of each region.
                 wanted = wanted[expected["region_text_index"]] if name == "text_embeds" else None
             assert wanted is None or torch.equal(outputs[name], wanted), (source, auto, name)
-    classify = pipeline("zero-shot-image-classification", model=source, trust_remote_code=True)
+    classify = pipeline("zero-shot-image-classification", model=source, trust_remote_code=True, **options)
     assert type(classify.model).__module__.startswith("transformers_modules.")
     assert classify(images[0], candidate_labels=request["labels"]) == request["scores"], source
     return loaded

@@ -320,6 +320,29 @@ def put_into_hub_cache(folder, cache, repository):
     (repository_folder / "refs" / "main").write_text(revision)
 
 
+def write_expectations(folder, into):
+    """Inputs and what a saved folder makes of them, as files; what `check` of load_by_remote_code.py compares with."""
+    batch = build_batch(AutoProcessor.from_pretrained(folder))
+    outputs = outputs_of(PixCLIPModel.from_pretrained(folder), batch)
+    expected = {**batch, **outputs, "region_text_index": torch.arange(3)}
+    mask_names = []
+    for i, image_masks in enumerate(build_masks()):
+        mask_names.append([f"mask {i} {j}" for j in range(len(image_masks))])
+        expected.update({name: torch.from_numpy(mask) for name, mask in zip(mask_names[-1], image_masks, strict=True)})
+    save_file({name: value.contiguous() for name, value in expected.items()}, into / "expected.safetensors")
+    for i, image in enumerate(build_images()):
+        image.save(into / f"{i}.png")
+    classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu")
+    return {
+        "expected": str(into / "expected.safetensors"),
+        "images": [str(into / f"{i}.png") for i in range(len(SIZES))],
+        "masks": mask_names,
+        "texts": TEXTS,
+        "labels": LABELS,
+        "scores": classify(build_images()[0], candidate_labels=LABELS),
+    }
+
+
 def test_remote_code_gives_the_same_bits_where_the_package_is_not_installed(saved, trained, tmp_path):
     folder, model, processor = saved
     home, repository = tmp_path / "home", "somebody/pixclip-tiny"
@@ -330,28 +353,13 @@ def test_remote_code_gives_the_same_bits_where_the_package_is_not_installed(save
     shutil.copy(folder / "model.safetensors", trainer_folder / "model.safetensors")
     build_processor().image_processor.save_pretrained(tmp_path / "image_processor")
 
-    text_index = torch.arange(3)
     batch = build_batch(processor)
     plain = PixCLIPModel.from_pretrained(folder)
-    expected = {**batch, **outputs_of(plain, batch), "region_text_index": text_index}
-    mask_names = []
-    for i, image_masks in enumerate(build_masks()):
-        mask_names.append([f"mask {i} {j}" for j in range(len(image_masks))])
-        expected.update({name: torch.from_numpy(mask) for name, mask in zip(mask_names[-1], image_masks, strict=True)})
-    save_file({name: value.contiguous() for name, value in expected.items()}, tmp_path / "expected.safetensors")
-    for i, image in enumerate(build_images()):
-        image.save(tmp_path / f"{i}.png")
-    classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu")
     sources = [str(folder), str(trainer_folder), repository]
     request = {
+        **write_expectations(folder, tmp_path),
         "sources": sources,
         "weights": dict.fromkeys(sources, str(folder / "model.safetensors")),
-        "expected": str(tmp_path / "expected.safetensors"),
-        "images": [str(tmp_path / f"{i}.png") for i in range(len(SIZES))],
-        "masks": mask_names,
-        "texts": TEXTS,
-        "labels": LABELS,
-        "scores": classify(build_images()[0], candidate_labels=LABELS),
         "image_processor": str(tmp_path / "image_processor"),
         "saved": str(tmp_path / "saved again"),
     }

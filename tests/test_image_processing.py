@@ -9,7 +9,7 @@ from transformers import CLIPImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from processing_pixclip import PixCLIPImageProcessor, mask_to_box
-from processing_pixclip.image_processing_pixclip import read_image
+from processing_pixclip.image_reading import read_image
 
 
 MODES = ("squash", "shortest_edge", "letterbox")

@@ -524,7 +524,12 @@ def test_fresh_projection_keeps_the_scale_of_its_input():
     assert not any(nonzero for name, (_, nonzero) in spread.items() if name.endswith("bias"))
 
 
-@pytest.mark.parametrize("fields", [{}, {"projection_type": "linear"}], ids=["adapter", "linear"])
+@pytest.mark.parametrize(
+    # CLIP sets weights through layers that have none of their own.
+    "fields",
+    [{}, {"projection_type": "linear"}, {"backbone": "clip_text"}],
+    ids=["adapter", "linear", "clip_text"],
+)
 def test_weights_missing_from_a_checkpoint_are_initialised(tmp_path, fields):
     torch.manual_seed(0)
     check_initialisation_of_missing_weights(PixCLIPTextModel, text_config(**fields), tmp_path)
@@ -538,3 +543,23 @@ def test_states_asked_for_by_the_configuration():
         outputs = model(input_ids=ids, attention_mask=mask)
         assert len(outputs.hidden_states) == 3 and len(outputs.attentions) == 2
         assert model(input_ids=ids, attention_mask=mask, output_hidden_states=False).hidden_states is None
+
+
+def test_states_of_some_layers():
+    model = tower()
+    ids, mask = random_tokens([6, 3])
+    with torch.no_grad():
+        # What the numbers count changed between releases; those of the backbone are right.
+        own = model.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=[0]).hidden_states
+        some = model(input_ids=ids, attention_mask=mask, output_hidden_states=[0]).hidden_states
+    assert [states is None for states in some] == [states is None for states in own]
+    assert some[0] is not None and some[1] is None
+    torch.testing.assert_close(some[0] * mask[..., None], own[0] * mask[..., None])
+
+
+def test_vocabulary_is_the_backbones():
+    model = tower()
+    assert model.config.vocab_size == model.config.backbone_config.vocab_size
+    model.resize_token_embeddings(model.config.vocab_size + 4)
+    assert model.vocab_size == model.config.vocab_size == model.config.backbone_config.vocab_size == 64
+    assert "vocab_size" not in model.config.to_dict()

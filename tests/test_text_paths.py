@@ -214,6 +214,8 @@ def test_states_asked_for_are_those_of_each_path(backbone):
                 torch.testing.assert_close(found[row, :length], wanted[0], atol=1e-5, rtol=0)
             for found, wanted in zip(outputs.attentions, alone.attentions, strict=True):
                 torch.testing.assert_close(found[row, :, :length, :length], wanted[0], atol=1e-5, rtol=0)
+        some = model(**batch(), output_hidden_states=[0]).hidden_states
+    assert some[1] is None and some[0].shape == outputs.hidden_states[0].shape
 
 
 @pytest.mark.parametrize("backbone", ["clip_text", "bert"])
