@@ -5,7 +5,7 @@ from setuptools import setup
 
 
 examples = ["gguf", "jinja2", "matplotlib", "tensorboard"]
-export = ["onnx", "onnxruntime", "onnxscript", "torchao"]
+export = ["onnx", "onnxruntime", "onnxscript"]
 peft = ["peft"]
 
 setup(
@@ -21,6 +21,7 @@ setup(
     # The folder keeps its short name; installed, `processing` would collide with users' own packages.
     packages=["modeling_pixclip", "processing_pixclip"],
     package_dir={"modeling_pixclip": "modeling_pixclip", "processing_pixclip": "processing"},
+    package_data={"modeling_pixclip": ["*.jinja"]},
     install_requires=[
         "torch",
         "transformers>=5.21,<6",

@@ -11,7 +11,7 @@ import torch
 from pretraining_data import DATA_FORMATS
 from transformers import HfArgumentParser, TrainingArguments
 
-from modeling_pixclip import get_objective_preset
+from modeling_pixclip import CardDetails, get_objective_preset
 from processing_pixclip import get_text_preset
 
 
@@ -165,6 +165,13 @@ class RegionTrainingArguments(TrainingArguments):
         },
     )
 
+    card: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'What the model card cannot know (JSON): fields of CardDetails, e.g. \'{"license": "apache-2.0"}\'.'
+        },
+    )
+
     def __post_init__(self):
         # The Trainer counts one process where a launcher starts several and there is no accelerator, unless it is told.
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
@@ -212,7 +219,7 @@ def parse_arguments(
     arguments = take_json_defaults(parser, arguments)
     model, data, training = parser.parse_args_into_dataclasses(arguments)
     json_options = [(model, "vision_config"), (model, "text_config"), (model, "objective")]
-    json_options += [(training, "group_learning_rates"), (training, "frozen")]
+    json_options += [(training, "group_learning_rates"), (training, "frozen"), (training, "card")]
     for part, name in json_options:
         value = getattr(part, name) or {}
         try:
@@ -228,6 +235,10 @@ def parse_arguments(
             model.text_config = {**get_text_preset(data.text_preset).text_config, **model.text_config}
     except ValueError as error:
         parser.error(str(error))
+    try:
+        CardDetails(**training.card)
+    except (TypeError, ValueError) as error:
+        parser.error(f"--card: {error}")
     if model.preset in ("fg-clip-stage1", "fg-clip-stage2", "pixclip+fg"):
         model.text_config = {"long_text_projection": True, **model.text_config}
     if not data.train_file or not training.output_dir:

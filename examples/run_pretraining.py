@@ -9,12 +9,14 @@ Trains PixCLIP, FG-CLIP or both (`--preset`) on images with region masks and tex
 The first argument may be a JSON file of defaults; every option, those of `TrainingArguments` included, may stand in it
 or on the command line, which wins. A run goes on from the last complete checkpoint in its output folder, and refuses one
 of another model or other data. In several processes the contrastive batch is that of all of them. It ends with a table
-of region-to-text retrieval, `region_retrieval.json`, `report.html`, the model and the processor.
+of region-to-text retrieval, `region_retrieval.json`, `report.html`, the model, the processor and the model card, which
+`--card` tells what it cannot know, such as the licence.
 """
 
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -53,11 +55,13 @@ from transformers import AutoTokenizer, Trainer, TrainerCallback, set_seed
 from modeling_pixclip import (
     BadSampleLog,
     BadSamplesCallback,
+    CardDetails,
     CheckpointIntegrityCallback,
     EvaluationRegions,
     FreezingSchedule,
     GradientCachingTrainer,
     LossTermsCallback,
+    ModelCardCallback,
     PixCLIPDataCollator,
     PixCLIPForPreTraining,
     PixCLIPImageProcessor,
@@ -302,6 +306,43 @@ def store_text_vectors(
     return store
 
 
+def card_details(
+    arguments: list[str],
+    model: ModelArguments,
+    data: DataArguments,
+    training: RegionTrainingArguments,
+    measured: dict[str, Dataset],
+) -> CardDetails:
+    """What the model card says beside the state of training; `--card` goes on top."""
+    files = {"train": data.train_file, "held-out": data.eval_file}
+    details = {
+        "vision_origin": model.vision_model or "scratch",
+        "preset": model.preset,
+        "data": {name: {"name": files[name]} for name in measured},
+        "command": shlex.join(["python", "examples/run_pretraining.py", *arguments]),
+    }
+    return CardDetails(**{**details, **training.card})
+
+
+def add_results_to_card(
+    card: ModelCardCallback,
+    metrics: dict[str, dict],
+    measured: dict[str, Dataset],
+    regions: dict[str, int],
+    trained: Any,
+) -> None:
+    """Results and the sizes of what was measured, into the card of the output folder."""
+    details = card.details
+    details.results = metrics
+    for name, count in regions.items():
+        size = len(measured[name])
+        if name == "train" and (isinstance(trained, IterableDataset) or size < len(trained)):
+            details.notes.append(f"Of the split train {size} images with {count} regions were measured.")
+        else:
+            details.data.setdefault(name, {}).update(images=size, regions=count)
+    card.write()
+
+
 def build_trainer(
     model: PixCLIPForPreTraining,
     training: RegionTrainingArguments,
@@ -311,6 +352,7 @@ def build_trainer(
     processor: PixCLIPProcessor,
     averages: WeightAveragingCallback | None,
     bad_samples: BadSampleLog,
+    card: ModelCardCallback,
 ) -> Trainer:
     callbacks: list[TrainerCallback] = [SetEpochCallback(), BadSamplesCallback(bad_samples)]
     if isinstance(train, RegionStream):
@@ -346,6 +388,7 @@ def build_trainer(
         # First, so that reporters see the figures.
         trainer.callback_handler.callbacks.insert(0, retrieval)
     LossTermsCallback().add_to(trainer)
+    card.add_to(trainer)
     # Last, so that its manifest covers what others write.
     trainer.add_callback(CheckpointIntegrityCallback())
     return trainer
@@ -367,9 +410,8 @@ def print_table(metrics: dict[str, dict[str, dict[str, float]]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    model_arguments, data_arguments, training_arguments = parse_arguments(
-        sys.argv[1:] if arguments is None else arguments, __doc__
-    )
+    arguments = sys.argv[1:] if arguments is None else arguments
+    model_arguments, data_arguments, training_arguments = parse_arguments(arguments, __doc__)
     logging.basicConfig(format="%(asctime)s %(message)s", level=training_arguments.get_process_log_level())
     for name in (__name__, "pretraining_data", "modeling_pixclip", "processing_pixclip"):
         logging.getLogger(name).setLevel(logging.INFO if training_arguments.should_log else logging.WARNING)
@@ -420,8 +462,9 @@ def main(arguments: list[str] | None = None) -> None:
     averages = None
     if training_arguments.ema_decay is not None:
         averages = WeightAveragingCallback(training_arguments.ema_decay, resume_from=checkpoint)
+    card = ModelCardCallback(card_details(arguments, model_arguments, data_arguments, training_arguments, measured))
     trainer = build_trainer(
-        model, training_arguments, collator, train, measured.get("held-out"), processor, averages, bad_samples
+        model, training_arguments, collator, train, measured.get("held-out"), processor, averages, bad_samples, card
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     save_whole_model(trainer)
@@ -441,14 +484,13 @@ def main(arguments: list[str] | None = None) -> None:
         )
         print_table(metrics)
         if averages is not None:
+            card.details.notes.append("Figures are those of the averaged weights, in the folder ema.")
             print(f"\nFigures are those of the averaged weights, in {output_dir / 'ema'}.")
+        regions = {name: len(embedded.texts) for name, embedded in embeddings.items()}
+        add_results_to_card(card, metrics, measured, regions, train)
         print(f"\nReport: {output_dir / 'report.html'}")
     if training_arguments.push_to_hub:
-        trainer.push_to_hub(
-            tasks="zero-shot-image-classification",
-            tags=["pixclip", "region-text"],
-            finetuned_from=model_arguments.vision_model or model_arguments.text_backbone,
-        )
+        trainer.push_to_hub()
     # DDP first: its end waits for threads of the process group, for ever if it is the last to hold it (torch 2.13).
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()

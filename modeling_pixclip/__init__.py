@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from processing_pixclip import (
     BadSampleLog,
@@ -18,6 +19,7 @@ from processing_pixclip import (
     FGCLIPDataset,
     PixCLIPDataCollator,
     PixCLIPImageProcessor,
+    PixCLIPImageProcessorPil,
     PixCLIPProcessor,
     RegionAugmentation,
     RegionFolderDataset,
@@ -37,6 +39,7 @@ from processing_pixclip import (
     write_region_parquet,
     write_region_webdataset,
 )
+from processing_pixclip.image_processing_pixclip import BACKENDS as IMAGE_PROCESSOR_BACKENDS
 
 from .checkpoint_integrity import (
     CheckpointIntegrityCallback,
@@ -46,10 +49,23 @@ from .checkpoint_integrity import (
     write_checkpoint_manifest,
 )
 from .configuration_pixclip import PixCLIPConfig, PixCLIPTextConfig, PixCLIPVisionConfig
+from .conversion import Conversion, convert_checkpoint, list_checkpoint_sources
+from .conversion_export import SourceFile, export_checkpoint, to_source
+from .conversion_folder import convert_to_folder
+from .conversion_rules import ConversionError
+from .export_pixclip import (
+    TextAdapterForExport,
+    TextForExport,
+    VisionForExport,
+    VisionWithoutMask,
+    export_model,
+)
 from .fine_grained_losses import hard_negative_loss, ranking_margin_loss, text_intra_loss
 from .freezing_schedule import FreezingSchedule
 from .gradient_caching import GradientCachingTrainer
 from .losses import caption_contrastive_loss, contrastive_loss, cosine_distance
+from .model_card import CardDetails, render_model_card, write_model_card
+from .model_card_callback import ModelCardCallback
 from .modeling_pixclip import PixCLIPForPreTraining, PixCLIPModel, PixCLIPPreTrainedModel
 from .modeling_text_pixclip import PixCLIPTextModel, PixCLIPTextModelOutput
 from .modeling_vision_pixclip import PixCLIPVisionModel, PixCLIPVisionModelOutput, PixCLIPVisionModelWithProjection
@@ -61,6 +77,7 @@ from .parameter_groups import (
     get_parameter_groups,
     optimizer_for_trainer,
 )
+from .pipeline_pixclip import RegionFeatureExtractionPipeline, ZeroShotRegionClassificationPipeline
 from .position_stretching import stretch_positions
 from .region_pooling import mask_pool, roi_align
 from .sharded_precision import autocast_under_fsdp
@@ -78,30 +95,44 @@ for _config, _model in (
     AutoModel.register(_config, _model)
 AutoModelForPreTraining.register(PixCLIPConfig, PixCLIPForPreTraining)
 AutoModelForZeroShotImageClassification.register(PixCLIPConfig, PixCLIPModel)
-AutoImageProcessor.register(PixCLIPConfig, image_processor_classes={"pil": PixCLIPImageProcessor})
+AutoImageProcessor.register(PixCLIPConfig, image_processor_classes=IMAGE_PROCESSOR_BACKENDS)
 AutoProcessor.register(PixCLIPConfig, PixCLIPProcessor)
+
+for _task, _pipeline in (
+    ("zero-shot-region-classification", ZeroShotRegionClassificationPipeline),
+    ("region-feature-extraction", RegionFeatureExtractionPipeline),
+):
+    PIPELINE_REGISTRY.register_pipeline(
+        _task, pipeline_class=_pipeline, pt_model=AutoModelForPreTraining, type="multimodal"
+    )
 
 # Saved folders carry the code, so that they load where this package is not installed (trust_remote_code=True).
 PixCLIPConfig.register_for_auto_class()
 PixCLIPModel.register_for_auto_class("AutoModel")
 PixCLIPForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-PixCLIPImageProcessor.register_for_auto_class()
+for _image_processor in IMAGE_PROCESSOR_BACKENDS.values():
+    _image_processor.register_for_auto_class()
 PixCLIPProcessor.register_for_auto_class()
 
 __all__ = [
     "BadSampleLog",
     "BadSamplesCallback",
+    "CardDetails",
     "CheckpointIntegrityCallback",
     "CocoRegionDataset",
+    "Conversion",
+    "ConversionError",
     "EvaluationRegions",
     "FGCLIPDataset",
     "FreezingSchedule",
     "GradientCachingTrainer",
     "LossTermsCallback",
+    "ModelCardCallback",
     "PixCLIPConfig",
     "PixCLIPDataCollator",
     "PixCLIPForPreTraining",
     "PixCLIPImageProcessor",
+    "PixCLIPImageProcessorPil",
     "PixCLIPModel",
     "PixCLIPOutput",
     "PixCLIPPreTrainedModel",
@@ -115,24 +146,35 @@ __all__ = [
     "PixCLIPVisionModelWithProjection",
     "PretrainingEmbeddings",
     "RegionAugmentation",
+    "RegionFeatureExtractionPipeline",
     "RegionFolderDataset",
     "RegionJsonlDataset",
     "RegionStream",
     "SetEpochCallback",
     "SkipBadSamples",
+    "SourceFile",
     "StreamResumeCallback",
     "StreamedRecords",
+    "TextAdapterForExport",
     "TextFeatureStore",
+    "TextForExport",
     "TooManyBadSamplesError",
+    "VisionForExport",
+    "VisionWithoutMask",
     "WeightAveragingCallback",
+    "ZeroShotRegionClassificationPipeline",
     "autocast_under_fsdp",
     "caption_contrastive_loss",
     "checkpoint_damage",
     "contrastive_loss",
+    "convert_checkpoint",
+    "convert_to_folder",
     "cosine_distance",
     "describe_parameter_groups",
     "describe_region",
     "describe_regions",
+    "export_model",
+    "export_checkpoint",
     "find_group_parameters",
     "get_objective_preset",
     "get_parameter_groups",
@@ -141,15 +183,19 @@ __all__ = [
     "iter_fgclip_records",
     "iter_region_folder_records",
     "last_complete_checkpoint",
+    "list_checkpoint_sources",
     "load_weight_averages",
     "mask_pool",
     "optimizer_for_trainer",
     "ranking_margin_loss",
     "read_checkpoint_manifest",
+    "render_model_card",
     "roi_align",
     "stretch_positions",
     "text_intra_loss",
+    "to_source",
     "write_checkpoint_manifest",
+    "write_model_card",
     "write_region_jsonl",
     "write_region_parquet",
     "write_region_webdataset",

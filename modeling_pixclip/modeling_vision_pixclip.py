@@ -77,7 +77,9 @@ class PixCLIPVisionEmbeddings(nn.Module):
     def interpolated_positions(self, rows: int, columns: int) -> torch.Tensor:
         """Position table (1 + rows * columns, hidden_size), bicubic where the grid is not the configured one."""
         table = self.position_embedding.weight
-        if (rows, columns) == self.config.grid_size:
+        # A program exported for any size must not take the shortcut of the size that it was exported with.
+        any_size = torch.compiler.is_exporting() and any(isinstance(side, torch.SymInt) for side in (rows, columns))
+        if not any_size and (rows, columns) == self.config.grid_size:
             return table
         grid = table[1:].T.reshape(1, -1, *self.config.grid_size)
         grid = nn.functional.interpolate(grid.float(), (rows, columns), mode="bicubic", align_corners=False)
@@ -117,7 +119,8 @@ class PixCLIPVisionEmbeddings(nn.Module):
         tokens = self.patch_embedding(pixel_values.to(dtype)).flatten(2).transpose(1, 2)
         if region_image_index is not None:
             tokens = tokens[region_image_index]
-        if mask_values is not None and len(mask_values) != len(tokens):
+        # Rows are counted by shape: len() would fix their number in an exported program.
+        if mask_values is not None and mask_values.shape[0] != tokens.shape[0]:
             raise ValueError(
                 f"{len(mask_values)} masks for {len(tokens)} "
                 + ("entries of region_image_index." if region_image_index is not None else "images.")
@@ -126,7 +129,7 @@ class PixCLIPVisionEmbeddings(nn.Module):
         mask_tokens = self.mask_tokens(None if mask_values is None else mask_values.to(dtype))
         if mask_tokens is not None:
             tokens = tokens + mask_tokens
-        class_token = self.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        class_token = self.class_embedding.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
         return torch.cat([class_token, tokens], dim=1) + self.interpolated_positions(height // patch, width // patch)
 
 
@@ -213,7 +216,7 @@ class PixCLIPVisionAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        if not len(hidden_states):
+        if not torch.compiler.is_exporting() and not hidden_states.shape[0]:
             # Kernels are not made for a batch without rows.
             attention_interface = eager_attention_forward
         states, weights = attention_interface(
@@ -393,7 +396,7 @@ class PixCLIPVisionModel(PixCLIPVisionPreTrainedModel):
         if self.config.pre_layer_norm:
             hidden_states = self.pre_layrnorm(hidden_states)
         rotary = rotary_tables(self.config, rows, columns, hidden_states) if self.config.use_rope else None
-        dense_rows = (len(hidden_states) if num_dense_rows is None else num_dense_rows) if return_dense else None
+        dense_rows = (hidden_states.shape[0] if num_dense_rows is None else num_dense_rows) if return_dense else None
         last_hidden_state, dense_state = self.encoder(hidden_states, rotary=rotary, dense_rows=dense_rows, **kwargs)
         return PixCLIPVisionModelOutput(
             last_hidden_state=last_hidden_state,

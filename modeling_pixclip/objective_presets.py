@@ -10,7 +10,7 @@ _PIXCLIP = {"global": 1.0, "crop": 1.0, "local": 1.0}
 _FG_CLIP_STAGE_1 = {"caption_long": 1.0, "caption_short": 1.0}
 _FG_CLIP_STAGE_2 = {**_FG_CLIP_STAGE_1, "region": 0.1, "hard_negative": 0.5}
 
-_PRESETS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
+OBJECTIVE_PRESETS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
     "pixclip": (_PIXCLIP, {}),
     "fg-clip-stage1": (_FG_CLIP_STAGE_1, {}),
     "fg-clip-stage2": (_FG_CLIP_STAGE_2, {}),
@@ -48,9 +48,11 @@ def get_objective_preset(name: str) -> dict[str, Any]:
         >>> config.term_weights
         {'caption_long': 1.0, 'caption_short': 1.0, 'region': 0.1, 'hard_negative': 0.5}
     """
-    if name not in _PRESETS:
-        raise ValueError(f"there is no objective preset {name!r}; accepted are {', '.join(map(repr, _PRESETS))}.")
-    weights, fields = _PRESETS[name]
+    if name not in OBJECTIVE_PRESETS:
+        raise ValueError(
+            f"there is no objective preset {name!r}; accepted are {', '.join(map(repr, OBJECTIVE_PRESETS))}."
+        )
+    weights, fields = OBJECTIVE_PRESETS[name]
     return {f"{term}_weight": weights.get(term, 0.0) for term in OBJECTIVE_TERMS} | fields
 
 

@@ -66,6 +66,28 @@ def roi_align(
     return torch.einsum("rph,rchw,rqw->rcpq", weights_y, features[box_image_index], weights_x)
 
 
+def soft_masks(mask_values: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+    """
+    Masks in 0..1 from normalised ones.
+
+    Args:
+        mask_values (`torch.Tensor`): Normalised masks of any shape.
+        mean (`float`), std (`float`): Their normalisation.
+
+    Returns:
+        `torch.Tensor`: float32, of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from modeling_pixclip.region_pooling import soft_masks
+        >>> soft_masks((torch.tensor([0.0, 1.0]) - 0.5) / 0.26, 0.5, 0.26)
+        tensor([0., 1.])
+    """
+    masks = (mask_values.float() * std + mean).clamp(0, 1)
+    # Less than half a step of an 8-bit mask is what half precision made of a 0.
+    return masks.masked_fill(masks < 1 / 512, 0)
+
+
 def mask_pool(features: torch.Tensor, masks: torch.Tensor, mask_image_index: torch.Tensor) -> torch.Tensor:
     """
     Mean of a feature map under soft masks of any resolution.
@@ -102,4 +124,4 @@ def mask_pool(features: torch.Tensor, masks: torch.Tensor, mask_image_index: tor
     return torch.einsum("rn,rcn->rc", weights, features.flatten(2)[mask_image_index])
 
 
-__all__ = ["mask_pool", "roi_align"]
+__all__ = ["mask_pool", "roi_align", "soft_masks"]
