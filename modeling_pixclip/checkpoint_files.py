@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from .conversion_rules import ConversionError
 
 
-_WRAPPERS = ("state_dict", "model", "module")
-_PREFIX = "module."
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+# Of distributed training, and of torch.compile.
+_PREFIXES = ("module.", "_orig_mod.")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _READ_AT_ONCE = 8 << 20
@@ -50,11 +51,12 @@ class CheckpointFile:
     Args:
         path (`Path`): Where it lies.
         container (`"safetensors"`, `"torch"` or `"torchscript"`): How it is stored.
-        tensors (`dict[str, torch.Tensor]`): Memory-mapped where the container can be; unwrapped, without `module.`.
+        tensors (`dict[str, torch.Tensor]`): Memory-mapped where the container can be, no two in the same memory; unwrapped,
+            without `module.` and `_orig_mod.`.
         files (list of `Path`): The files that were read.
         config (`dict`, *optional*): The folder's `config.json`.
         beside (list of `str`): Entries beside the weights (optimizer, epoch), which are not read.
-        unwrapped (list of `str`): Wrappers and prefix that were taken off.
+        unwrapped (list of `str`): Wrappers and prefixes that were taken off.
     """
 
     path: Path
@@ -154,7 +156,7 @@ def _read_folder(folder: Path) -> CheckpointFile:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConversionError(f"{path.name} is no JSON: {error}.") from error
 
@@ -290,10 +292,24 @@ def _unwrap(file: CheckpointFile, content: Any):
             f"{name} holds entries that are no tensors: {', '.join(others[:5])}; accepted is a state dict, or one under "
             f"{', '.join(map(repr, _WRAPPERS))}."
         )
-    if all(key.startswith(_PREFIX) for key in content):
-        file.unwrapped.append(_PREFIX)
-        content = {key.removeprefix(_PREFIX): value for key, value in content.items()}
-    file.tensors = {key: value.detach() for key, value in content.items()}
+    while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in content)), None):
+        file.unwrapped.append(prefix)
+        content = {key.removeprefix(prefix): value for key, value in content.items()}
+    file.tensors = _apart({key: value.detach() for key, value in content.items()})
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies those whose memory another has too, which would be trained together and which safetensors does not write."""
+    apart, taken = dict(tensors), 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.numel() == 0:
+            continue
+        last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        # An expanded one has entries that share memory among themselves.
+        if tensor.data_ptr() < taken or last + 1 < tensor.numel():
+            apart[name] = tensor.clone(memory_format=torch.contiguous_format)
+        taken = max(taken, tensor.data_ptr() + (last + 1) * tensor.element_size())
+    return apart
 
 
 __all__ = ["CheckpointFile", "file_sha256", "read_checkpoint"]

@@ -92,6 +92,8 @@ class PixCLIPVisionConfig(PreTrainedConfig):
 
     model_type = "pixclip_vision_model"
     base_config_key = "vision_config"
+    # The code of a tower saved alone is named in its configuration.
+    _auto_class = "AutoConfig"
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -214,6 +216,8 @@ class PixCLIPTextConfig(PreTrainedConfig):
 
     model_type = "pixclip_text_model"
     base_config_key = "text_config"
+    # The code of a tower saved alone is named in its configuration.
+    _auto_class = "AutoConfig"
     sub_configs_defaults = {
         "backbone_config": SubConfigSpec(
             config_class=AutoConfig,
@@ -478,7 +482,9 @@ class PixCLIPConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if not type(self).__module__.startswith("transformers_modules."):
             # Where the package is installed its pipelines are registered, and win over the code in the folder.
-            kwargs.pop("custom_pipelines", None)
+            given = (kwargs.pop("custom_pipelines", None) or {}).items()
+            if own := {task: entry for task, entry in given if "pipeline_pixclip." not in str(entry.get("impl"))}:
+                kwargs["custom_pipelines"] = own
         for name, own_class in self.sub_configs_defaults.items():
             sub_config = getattr(self, name)
             given = getattr(sub_config, "model_type", None)

@@ -7,7 +7,6 @@ The layouts are tables in `conversion_clip` and its siblings, in the vocabulary 
 `conversion_export`.
 """
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import safetensors
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, CLIPConfig
+from transformers import CLIPConfig
 
 from processing_pixclip import PixCLIPImageProcessor, PixCLIPProcessor
 
@@ -27,6 +26,7 @@ from .conversion_alpha import ALPHA_CLIP
 from .conversion_clip import FG_CLIP, LONG_CLIP, OPENAI_CLIP
 from .conversion_eva import EVA_CLIP
 from .conversion_llm import LLM2CLIP, PIXCLIP
+from .conversion_processors import check_text_preset, make_processors
 from .conversion_rules import ConversionError, Rule, Shapes, SourceFacts, SourceLayout, SourcePart
 from .modeling_pixclip import PixCLIPForPreTraining, PixCLIPModel
 
@@ -40,8 +40,8 @@ CHECKPOINT_SOURCES: dict[str, tuple[SourceLayout, ...]] = {
     "openai-clip": OPENAI_CLIP,
     "pixclip": PIXCLIP,
 }
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 _LISTED = 8
+_CAST_PARTS = 4
 
 
 @dataclass
@@ -64,6 +64,22 @@ class Conversion:
     report: dict[str, Any]
     leftovers: dict[str, torch.Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Source:
+    """The tensors of a source by its names, adapters merged."""
+
+    files: list[CheckpointFile]
+    layout: SourceLayout
+    parts: list[tuple[SourcePart, CheckpointFile]]
+    tensors: dict[str, torch.Tensor]
+    originals: dict[str, torch.Tensor]
+
+    def release(self):
+        """Forgets the tensors."""
+        for tensors in (self.tensors, self.originals, *(file.tensors for file in self.files)):
+            tensors.clear()
 
 
 @dataclass
@@ -91,19 +107,21 @@ def convert_checkpoint(
     Args:
         source (`str`): One of [`list_checkpoint_sources`].
         checkpoints (list of `str` or `os.PathLike`): Its files, or folders of Transformers, in any order.
-        source_config (`dict`, *optional*): What the tensors cannot tell, such as the number of heads, and the project's own
-            configuration; `config.json` of a folder is read without.
+        source_config (`dict`, *optional*): What the tensors cannot tell, such as the number of heads, or the project's own
+            configuration. The `config.json` of a folder is read without; where they differ, this holds.
         text_backbone (`str`, *optional*): Folder or Hub id of the LLM, for sources whose texts are vectors of one.
         tokenizer (`str` or `os.PathLike`, *optional*): Folder or Hub id; defaults to the tokenizer in the source's folder.
-        text_preset (`str`, *optional*): How the LLM's texts are made, see [`get_text_preset`].
-        dtype (`torch.dtype`, *optional*): Of all weights. Defaults to the widest in the source, which changes no value.
+        text_preset (`str`, *optional*): How the LLM's texts are made, see [`get_text_preset`]; needs a tokenizer.
+        dtype (`torch.dtype`, *optional*): Of all weights. Defaults to the widest of the source's tensors, which changes no
+            value: a file of float16 and float32, as OpenAI's are, becomes a float32 model, larger than the file. Single
+            numbers, such as the temperature, make it float32 at most; the report names those that are wider.
 
     Returns:
         [`Conversion`]
 
     Raises:
-        ConversionError: If the files are not of this source, tensors are missing, left over or of a wrong shape, or a number
-            is not known. The message lists them.
+        ConversionError: If the files are not of this source, tensors are missing, left over or of a wrong shape, a number
+            is not known, or `source_config` has a misspelt field. The message lists them.
 
     Example:
         >>> import os, tempfile
@@ -126,16 +144,14 @@ def convert_checkpoint(
         checkpoints = [checkpoints]
     # Before big files are read.
     source_layouts(source)
-    files = [read_checkpoint(path) for path in checkpoints]
-    layout, parts = choose_layout(source, files)
-    tensors = {part.prefix + name: tensor for part, file in parts for name, tensor in file.tensors.items()}
+    check_text_preset(text_preset, checkpoints, tokenizer)
+    given = read_source(source, checkpoints)
+    layout, parts, tensors = given.layout, given.parts, given.tensors
     record = describe_source(layout, parts)
-    originals: dict[str, torch.Tensor] = {}
-    if layout.prepare is not None:
-        tensors, originals = layout.prepare(tensors)
     reading = read_tensors(layout, tensors)
-    facts = SourceFacts.from_dict(_given_config(files, source_config), text_backbone)
+    facts = SourceFacts.from_dict(source_config, text_backbone, _folder_config(given.files))
     config = build_config(layout, reading, tensors, facts)
+    facts.check_names(source_config)
     if text_backbone is not None and config.text_config.backbone_source is None:
         raise ConversionError(
             f"the text backbone {os.fspath(text_backbone)!r} is given, but a {source!r} checkpoint has its own text tower. "
@@ -145,20 +161,26 @@ def convert_checkpoint(
         for name in names if rule.check is not None else ():
             rule.check(name, tensors[name], config)
     state, filled = complete_state(layout, reading, config)
-    dtype = dtype or widest_dtype(state.values())
+    notes = []
+    if dtype is None:
+        dtype = widest_dtype(state.values())
+        notes += _rounded_numbers(layout, state, dtype)
+    given, reading = cast_tensors(given, checkpoints, reading, state, config, dtype)
+    parts = given.parts
+    notes += _not_finite(layout, state)
     model = build_model(layout, config, state, dtype)
     if config.text_config.backbone_source is not None:
         # It has no LLM here, and a saved one loads the LLM that it names.
         model.config.text_config.backbone_embeds_only = False
-    image_processor, processor, notes = _make_processors(layout, config, files, tokenizer, text_preset)
+    image_processor, processor, more = make_processors(layout, config, given.files, tokenizer, text_preset)
     report = {
         "source": source,
         "variant": layout.variant,
         "files": [{"part": part.name, **described} for part, file in parts for described in file.describe()],
-        "unwrapped": {file.path.name: file.unwrapped for file in files if file.unwrapped},
-        "beside_the_weights": {file.path.name: file.beside for file in files if file.beside},
+        "unwrapped": {part.name: file.unwrapped for part, file in parts if file.unwrapped},
+        "beside_the_weights": {part.name: file.beside for part, file in parts if file.beside},
         "taken": dict(reading.taken),
-        "merged": sorted(originals),
+        "merged": sorted(given.originals),
         "dropped": {
             name: {"reason": rule.reason, "tensors": names} for name, (rule, names) in reading.dropped.items()
         },
@@ -168,14 +190,14 @@ def convert_checkpoint(
         "objective": layout.objective,
         "dtype": str(dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "notes": facts.notes + notes,
+        "notes": facts.notes + notes + more,
         "versions": {
             "transformers": transformers.__version__,
             "torch": torch.__version__,
             "safetensors": safetensors.__version__,
         },
     }
-    leftovers = {**reading.leftovers, **{f"original:{name}": tensor for name, tensor in originals.items()}}
+    leftovers = {**reading.leftovers, **{f"original:{name}": tensor for name, tensor in given.originals.items()}}
     return Conversion(model, image_processor, processor, report, leftovers, record)
 
 
@@ -197,6 +219,17 @@ def source_layouts(source: str) -> tuple[SourceLayout, ...]:
             f"there is no checkpoint source {source!r}; accepted are {', '.join(map(repr, CHECKPOINT_SOURCES))}."
         )
     return CHECKPOINT_SOURCES[source]
+
+
+def read_source(source: str, checkpoints: list[str | os.PathLike]) -> Source:
+    """Opens the files of a source and merges its adapters."""
+    files = [read_checkpoint(path) for path in checkpoints]
+    layout, parts = choose_layout(source, files)
+    tensors = {part.prefix + name: tensor for part, file in parts for name, tensor in file.tensors.items()}
+    originals: dict[str, torch.Tensor] = {}
+    if layout.prepare is not None:
+        tensors, originals = layout.prepare(tensors)
+    return Source(files, layout, parts, tensors, originals)
 
 
 def choose_layout(
@@ -249,6 +282,13 @@ def _assign_parts(layout: SourceLayout, files: list[CheckpointFile]):
     return [], complaint + "; ".join(missing) + "."
 
 
+def _file_name(file: CheckpointFile) -> str:
+    """Of a file, or of that which a folder of Transformers has, in one piece."""
+    if not file.path.is_dir():
+        return file.path.name
+    return "model.safetensors" if file.container == "safetensors" else "pytorch_model.bin"
+
+
 def describe_source(layout: SourceLayout, parts: list[tuple[SourcePart, CheckpointFile]]) -> dict[str, Any]:
     """What is needed to write the source's files again, beside values."""
     return {
@@ -257,7 +297,7 @@ def describe_source(layout: SourceLayout, parts: list[tuple[SourcePart, Checkpoi
         "files": [
             {
                 "part": part.name,
-                "name": "model.safetensors" if file.path.is_dir() else file.path.name,
+                "name": _file_name(file),
                 "container": file.container,
                 "config": file.config,
                 "tensors": [
@@ -343,17 +383,12 @@ def _listing(layout: SourceLayout, problems: list[str]) -> ConversionError:
     )
 
 
-def _given_config(files: list[CheckpointFile], source_config: dict[str, Any] | None) -> dict[str, Any]:
-    """The configuration of the source's folder, and over it the user's."""
-    given: dict[str, Any] = {}
+def _folder_config(files: list[CheckpointFile]) -> dict[str, Any]:
+    """The configuration of the source's folder."""
+    config: dict[str, Any] = {}
     for file in files:
-        given.update(complete_source_config(file.config or {}))
-    for name, value in (source_config or {}).items():
-        if isinstance(value, dict) and isinstance(given.get(name), dict):
-            given[name] = {**given[name], **value}
-        else:
-            given[name] = value
-    return given
+        config.update(complete_source_config(file.config or {}))
+    return config
 
 
 def complete_source_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -400,6 +435,11 @@ def complete_state(
                     f"wrong shape: {' + '.join(map(repr, layout.sources_of(name)))} make {name!r} "
                     f"{tuple(state[name].shape)}; the model has {tuple(tensor.shape)}"
                 )
+            elif tensor.is_floating_point() and not state[name].is_floating_point():
+                problems.append(
+                    f"wrong dtype: {' + '.join(map(repr, layout.sources_of(name)))} make {name!r} of {state[name].dtype}; "
+                    "weights are floating-point numbers"
+                )
             continue
         fill = next((fill for fill in layout.fills if fill.target_pattern.fullmatch(name)), None)
         if fill is None:
@@ -419,20 +459,76 @@ def complete_state(
 
 
 def widest_dtype(tensors) -> torch.dtype:
-    """The floating-point dtype that holds all of them exactly."""
+    """The floating-point dtype that holds all of them exactly, but for numbers of more than float32."""
     widest = None
     for tensor in tensors:
         if tensor.is_floating_point():
-            widest = tensor.dtype if widest is None else torch.promote_types(widest, tensor.dtype)
+            # One Python float that became a tensor must not make all weights float64.
+            dtype = torch.float32 if tensor.numel() == 1 and tensor.dtype == torch.float64 else tensor.dtype
+            widest = dtype if widest is None else torch.promote_types(widest, dtype)
     return widest or torch.float32
+
+
+def _rounded_numbers(layout: SourceLayout, state: dict[str, torch.Tensor], dtype: torch.dtype) -> list[str]:
+    return [
+        f"{' + '.join(layout.sources_of(name))} is {float(tensor):.9g} of {tensor.dtype}, which does not widen the "
+        f"model; it becomes {float(tensor.to(dtype)):.9g} of {dtype} unless --dtype says otherwise"
+        for name, tensor in state.items()
+        if tensor.numel() == 1 and torch.promote_types(tensor.dtype, dtype) != dtype
+    ]
+
+
+def _not_finite(layout: SourceLayout, state: dict[str, torch.Tensor]) -> list[str]:
+    wrong = [
+        " + ".join(layout.sources_of(name)) or name
+        for name, tensor in state.items()
+        # No number is not finite where the least and the most are not; this needs no memory of the tensor's size.
+        if not all(bound.isfinite() for bound in tensor.aminmax())
+    ]
+    if not wrong:
+        return []
+    listed = ", ".join(wrong[:_LISTED]) + (f", ... ({len(wrong) - _LISTED} more)" if len(wrong) > _LISTED else "")
+    return [f"{len(wrong)} tensors hold NaN or infinite numbers: {listed}"]
+
+
+def cast_tensors(
+    given: Source,
+    checkpoints: list[str | os.PathLike],
+    reading: Reading,
+    state: dict[str, torch.Tensor],
+    config: PixCLIPConfig,
+    dtype: torch.dtype,
+) -> tuple[Source, Reading]:
+    """
+    Gives the tensors of `state` one dtype, in place, without the whole file beside them in memory.
+
+    Pages that were read of a mapped file stay in memory as long as its mapping. Part by part the files are therefore let go
+    of and mapped anew; what is not cast then belongs to the newest mapping, of which nothing is read.
+    """
+    pending = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.dtype != dtype]
+    share = sum(state[name].nbytes for name in pending) / _CAST_PARTS
+    done: dict[str, torch.Tensor] = {}
+    while pending:
+        read = 0
+        while pending and read < share:
+            name = pending.pop()
+            read += state[name].nbytes
+            done[name] = state[name].to(dtype)
+        for tensors in (state, reading.state, reading.leftovers):
+            tensors.clear()
+        given.release()
+        given = read_source(given.layout.source, checkpoints)
+        reading = read_tensors(given.layout, given.tensors)
+        state.update(complete_state(given.layout, reading, config)[0])
+    state.update(done)
+    return given, reading
 
 
 def build_model(
     layout: SourceLayout, config: PixCLIPConfig, state: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> PixCLIPModel:
-    """The model around its tensors, which are not copied where they have the dtype."""
+    """The model around its tensors of one dtype, which are not copied."""
     model = empty_model(layout, config, dtype)
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.load_state_dict(state, strict=True, assign=True)
     for name, parameter in model.named_parameters():
@@ -450,73 +546,6 @@ def build_model(
     model.initialize_weights()
     model.text_model.remember_weights()
     return model.eval()
-
-
-def _make_processors(
-    layout: SourceLayout,
-    config: PixCLIPConfig,
-    files: list[CheckpointFile],
-    tokenizer: str | os.PathLike | None,
-    text_preset: str | None,
-) -> tuple[PixCLIPImageProcessor, PixCLIPProcessor | None, list[str]]:
-    size = config.vision_config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    options = {
-        "size": {"height": height, "width": width},
-        "mask_mean": config.vision_config.mask_mean,
-        "mask_std": config.vision_config.mask_std,
-        **layout.image_processor,
-    }
-    folders = [file.path for file in files if file.path.is_dir()]
-    notes = []
-    for folder in folders:
-        path = folder / "preprocessor_config.json"
-        if path.is_file():
-            given = json.loads(path.read_text(encoding="utf-8"))
-            read = {name: given[name] for name in ("image_mean", "image_std", "resample") if name in given}
-            options.update(read)
-            notes.append(f"{', '.join(read)} of images from the source's preprocessor_config.json")
-            if given.get("do_center_crop") is False and options["resize_mode"] == "shortest_edge":
-                notes.append(
-                    "the source's preprocessor_config.json does not crop; resize_mode is 'shortest_edge' all the same, as in CLIP"
-                )
-    image_processor = PixCLIPImageProcessor(**options)
-    if tokenizer is None:
-        tokenizer = next(
-            (folder for folder in folders if any((folder / name).is_file() for name in _TOKENIZER_FILES)), None
-        )
-    if tokenizer is None:
-        notes.append(
-            "no tokenizer: the source's files hold none and --tokenizer was not given; model and image processor alone were "
-            "made"
-        )
-        return image_processor, None, notes
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
-    _check_tokenizer(loaded, config, os.fspath(tokenizer))
-    text_options = layout.text_options(config)
-    if text_preset is not None:
-        text_options = {**text_options, "text_preset": text_preset}
-    if text_options.get("text_preset", "") is None:
-        raise ConversionError(
-            f"how texts are made for an LLM of type {config.text_config.backbone_config.model_type!r} is not known. Give "
-            "--text_preset (see get_text_preset), or leave --tokenizer out."
-        )
-    return image_processor, PixCLIPProcessor(image_processor, loaded, **text_options), notes
-
-
-def _check_tokenizer(tokenizer, config: PixCLIPConfig, name: str):
-    vocabulary = config.text_config.backbone_text_config.vocab_size
-    if len(tokenizer) > vocabulary:
-        raise ConversionError(
-            f"the tokenizer {name!r} has {len(tokenizer)} tokens, the checkpoint's token embedding {vocabulary} rows. Take "
-            "the tokenizer that belongs to the checkpoint."
-        )
-    end = config.text_config.end_of_text_id
-    if config.text_config.pooling == "eos" and tokenizer.eos_token_id != end:
-        raise ConversionError(
-            f"the tokenizer {name!r} ends texts with token {tokenizer.eos_token_id}, the checkpoint with {end}. Take the "
-            "tokenizer that belongs to the checkpoint, or give 'eos_token_id' in --source_config."
-        )
 
 
 __all__ = [

@@ -4,7 +4,10 @@ Layouts of the CLIP family: OpenAI's CLIP and Transformers' `CLIPModel`, Alpha-C
 
 What shapes cannot tell, by the names that `--source_config` takes, and what holds without: `vision_heads`, `text_heads`
 (a head is 64 wide, as in every released size), `hidden_act` (QuickGELU), `layer_norm_eps` (1e-5), `eos_token_id` (the last
-of the vocabulary), `image_size` (a square). A folder's `config.json` is read first.
+of the vocabulary), `image_size` (a square). A folder's `config.json` is read too, and `--source_config` holds over it.
+
+FG-CLIP's temperatures of regions and of hard negatives belong to its objective: `PixCLIPForPreTraining` has them and is the
+class to train on with, as a `PixCLIPModel` (what `AutoModel` gives) saves without them.
 """
 
 import math
@@ -155,7 +158,16 @@ def read_image_size(shapes: Shapes, facts: SourceFacts, patch: int) -> int | lis
         default=side * patch if square else None,
         why="the grid is a square" if square else f"the table of positions has {patches} patches, which are no square",
     )
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = [size, size] if isinstance(size, int) else size
+    if (
+        not isinstance(sides, (list, tuple))
+        or len(sides) != 2
+        or any(type(side) is not int or side < 1 for side in sides)
+    ):
+        raise ConversionError(
+            f"the source configuration says image_size = {size!r}; accepted are pixels of a square, or [height, width]."
+        )
+    height, width = sides
     if (height // patch) * (width // patch) != patches:
         raise ConversionError(
             f"the source configuration says image_size = {size!r}, {(height // patch) * (width // patch)} patches of {patch} "
@@ -192,7 +204,12 @@ def clip_vision_config(shapes: Shapes, facts: SourceFacts, **fields: Any) -> Pix
 
 
 def clip_text_config(
-    shapes: Shapes, facts: SourceFacts, short_rows: int | None = None, activation: str = "quick_gelu", **fields: Any
+    shapes: Shapes,
+    facts: SourceFacts,
+    short_rows: int | None = None,
+    activation: str = "quick_gelu",
+    activation_names: tuple[str, ...] = ("hidden_act", "text_config.hidden_act"),
+    **fields: Any,
 ) -> PixCLIPTextConfig:
     """The text tower of OpenAI's CLIP; `short_rows` of its positions belong to short texts."""
     vocabulary, width = shapes[f"{BACKBONE}.embeddings.token_embedding.weight"]
@@ -200,7 +217,12 @@ def clip_text_config(
     layers = count_blocks(shapes, f"{BACKBONE}.encoder.layers.{{block}}.layer_norm1.weight")
     inner = shapes[f"{BACKBONE}.encoder.layers.0.mlp.fc1.weight"][0]
     facts.agree(
-        "context_length", "text_config.max_position_embeddings", "text_cfg.context_length", found=short_rows or rows
+        "context_length",
+        "text_config.max_position_embeddings",
+        "text_cfg.context_length",
+        found=short_rows or rows,
+        # Of a model with two tables the length of the other one.
+        loose=() if short_rows is None else (rows - short_rows,),
     )
     end = facts.take(
         "eos_token_id", "text_config.eos_token_id", default=vocabulary - 1, why="the end of text is CLIP's last token"
@@ -221,9 +243,7 @@ def clip_text_config(
         ),
         max_position_embeddings=rows,
         projection_dim=shapes["text_model.projection.weight"][0],
-        hidden_act=facts.take(
-            "hidden_act", "text_config.hidden_act", default=activation, why="the project's activation"
-        ),
+        hidden_act=facts.take(*activation_names, default=activation, why="the project's activation"),
         layer_norm_eps=facts.take("layer_norm_eps", "text_config.layer_norm_eps", default=1e-5, why="CLIP's epsilon"),
         bos_token_id=end - 1,
         eos_token_id=end,
@@ -427,6 +447,10 @@ def _fg_config(shapes: Shapes, facts: SourceFacts) -> PixCLIPConfig:
     facts.notes.append(
         "FG-CLIP does not bound its inverse temperatures (logit_scale_max is 10000 here), and contrasts regions within a "
         "process only, captions over all; here gather holds for both"
+    )
+    facts.notes.append(
+        "train on with PixCLIPForPreTraining: the temperatures of regions and of hard negatives are the objective's, and a "
+        "PixCLIPModel, which AutoModel gives, saves without them"
     )
     return config
 

@@ -4,8 +4,8 @@ Layout of EVA-CLIP's EVA02 checkpoints, and what LLM2CLIP and PixCLIP share with
 
 What shapes cannot tell, by the names that `--source_config` takes (the official ones, also below `vision_cfg` and
 `text_cfg`), and what holds without: `head_width` (64, as in every released size), `pt_hw_seq_len` (16), `intp_freq`
-(true), `norm_eps_vision` (1e-6), and for the text tower `text_heads` (64 wide each), `text_hidden_act` (exact GELU). The
-tables of rotary positions, which official files hold once for each block, are compared with those that these numbers give.
+(true), `norm_eps_vision` (1e-6), and for the text tower `text_heads` (64 wide each) and `text_hidden_act` (exact GELU, or
+QuickGELU with `quick_gelu: true`); the vision tower's activation is that of its SwiGLU. The tables of rotary positions, which official files hold once for each block, are compared with those that these numbers give.
 """
 
 import math
@@ -116,8 +116,8 @@ def eva02_vision_config(shapes: Shapes, facts: SourceFacts, **fields: Any) -> Pi
         if tables
         else facts.take(*names, default=HEAD_WIDTH, why="every released size")
     )
-    if width % head_width:
-        raise ConversionError(f"heads {head_width} wide do not divide the vision tower, which is {width} wide.")
+    if type(head_width) is not int or head_width < 1 or width % head_width:
+        raise ConversionError(f"heads {head_width!r} wide do not divide the vision tower, which is {width} wide.")
     if facts.take("postnorm", "vision_cfg.postnorm", default=False, why="every released EVA02"):
         raise ConversionError(
             "the source configuration says postnorm = True; blocks with norms before them are accepted."
@@ -168,9 +168,21 @@ def _text_rules(prefix: str) -> tuple[Rule, ...]:
 
 def _eva_clip_config(shapes: Shapes, facts: SourceFacts) -> PixCLIPConfig:
     vision = eva02_vision_config(shapes, facts, default_mask="none")
+    quick = facts.take("quick_gelu", default=False, why="every released EVA02-CLIP")
+    text = clip_text_config(
+        shapes,
+        facts,
+        activation="quick_gelu" if quick else "gelu",
+        activation_names=("text_hidden_act", "hidden_act", "text_config.hidden_act"),
+    )
+    activation = text.backbone_config.hidden_act
+    if quick and activation != "quick_gelu":
+        raise ConversionError(
+            f"the source configuration contradicts itself: quick_gelu = {quick!r}, text_hidden_act = {activation!r}."
+        )
     return PixCLIPConfig(
         vision_config=vision,
-        text_config=clip_text_config(shapes, facts, activation="gelu"),
+        text_config=text,
         projection_dim=vision.projection_dim,
         multi_positive=False,
         logit_scale_max=bound_of_temperature(facts),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -21,7 +22,16 @@ from .conversion import (
     read_tensors,
     source_layouts,
 )
-from .conversion_folder import REPORT_FILE, new_folder, read_leftovers, whole_tensor, write_json
+from .conversion_folder import (
+    REPORT_FILE,
+    check_record,
+    damaged_record,
+    new_folder,
+    read_leftovers,
+    tensor_digests,
+    whole_tensor,
+    write_json,
+)
 from .conversion_rules import ConversionError, Rule, SourceFacts, SourceLayout
 from .modeling_pixclip import PixCLIPForPreTraining, PixCLIPModel
 
@@ -35,6 +45,9 @@ _OURS = {
 }
 _BACKBONE = "model_type hidden_act layer_norm_eps num_attention_heads num_hidden_layers eos_token_id".split()
 _SAFETENSORS = "safetensors"
+_HUB_FILES = {"safetensors": "model.safetensors", "torch": "pytorch_model.bin"}
+_LAYOUTS = {"state_dict": False, "folder": True}
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LISTED = 20
 
 
@@ -59,6 +72,7 @@ def to_source(
     to: str,
     record: dict[str, Any] | None = None,
     leftovers: dict[str, torch.Tensor] | None = None,
+    layout: str | None = None,
 ) -> tuple[list[SourceFile], dict[str, Any], list[str]]:
     """
     A model's tensors in the layout of another project.
@@ -72,14 +86,16 @@ def to_source(
         model ([`PixCLIPModel`]): The model.
         to (`str`): A source with a way back: `"openai-clip"`, `"alpha-clip"`, `"fg-clip"`, `"long-clip"`.
         record (`dict`, *optional*), leftovers (`dict`, *optional*): From [`Conversion`].
+        layout (`"state_dict"` or `"folder"`, *optional*): The project's own, or that of Transformers with its
+            `config.json`. Defaults to what came in, and without a record to the project's own, where it has one.
 
     Returns:
         `tuple`: The files, what shapes cannot tell (`--source_config` of the way in, or `config.json` of a folder), and
         notes on what was filled or left out.
 
     Raises:
-        ConversionError: If the layout has no place for a weight of the model, a tensor of the layout cannot be made, or the
-            project's code would compute something else.
+        ConversionError: If the layout has no place for a weight of the model, a tensor of the layout cannot be made, the
+            project's code would compute something else, or the record is none that a conversion has made.
 
     Example:
         >>> import tempfile
@@ -97,24 +113,57 @@ def to_source(
         >>> file.tensors["visual.transformer.resblocks.0.attn.in_proj_weight"].shape
         torch.Size([192, 64])
     """
-    layouts = [layout for layout in source_layouts(to) if layout.source_config is not None]
-    if not layouts:
+    if record is not None:
+        check_record(record, leftovers or {})
+    target, record, notes = _choose_layout(to, record, layout)
+    state = model.state_dict()
+    files = _Writer(target, model.config, state, record, (leftovers or {}) if record else {}, notes).files()
+    given = [file["config"] for file in (record or {}).get("files", ()) if file["config"]]
+    source_config = given[0] if target.hub_folder and given else target.source_config(model.config)
+    try:
+        _check_way_in(target, model.config, state, files, source_config)
+    except ConversionError:
+        raise
+    except (AttributeError, KeyError, RecursionError, StrictDataclassError, TypeError, ValueError) as error:
+        if not given:
+            raise
+        raise damaged_record(f"its config.json makes no model ({error})") from error
+    return [file for _, file in files], source_config, notes
+
+
+def _choose_layout(
+    to: str, record: dict[str, Any] | None, layout: str | None
+) -> tuple[SourceLayout, dict[str, Any] | None, list[str]]:
+    """The layout to write, the record where it is of it, and notes."""
+    targets = [target for target in source_layouts(to) if target.source_config is not None]
+    if not targets:
         accepted = [
-            name for name, others in CHECKPOINT_SOURCES.items() if any(layout.source_config for layout in others)
+            name for name, others in CHECKPOINT_SOURCES.items() if any(other.source_config for other in others)
         ]
         raise ConversionError(f"there is no way back to {to!r}; accepted are {', '.join(map(repr, accepted))}.")
-    layout, notes = layouts[0], []
-    if record is not None and record["source"] == to:
-        layout = next(layout for layout in layouts if layout.variant == record["variant"])
-    elif record is not None:
-        notes.append(f"what the folder keeps of its source is of {record['source']!r} and was not used")
-        record, leftovers = None, None
-    state = model.state_dict()
-    files = _Writer(layout, model.config, state, record, leftovers or {}, notes).files()
-    given = [file["config"] for file in (record or {}).get("files", ()) if file["config"]]
-    source_config = given[0] if layout.hub_folder and given else layout.source_config(model.config)
-    _check_way_in(layout, model.config, state, files, source_config)
-    return [file for _, file in files], source_config, notes
+    if layout is not None:
+        accepted = [
+            name for name, folder in _LAYOUTS.items() if any(target.hub_folder == folder for target in targets)
+        ]
+        if layout not in accepted:
+            raise ConversionError(f"{to!r} has no layout {layout!r}; accepted are {', '.join(map(repr, accepted))}.")
+        targets = [target for target in targets if target.hub_folder == _LAYOUTS[layout]]
+    if record is None:
+        return targets[0], None, []
+    if record["source"] == to:
+        for target in targets:
+            if target.variant == record["variant"]:
+                return target, record, []
+    came = f"{record['source']!r} ({record['variant']})"
+    return targets[0], None, [f"what the folder keeps of its source is of {came} and was not used"]
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """NaN is NaN here, and 0 is not -0."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    kind = _INTEGERS[one.element_size()]
+    return torch.equal(one.reshape(-1).view(kind), other.reshape(-1).view(kind))
 
 
 class _Writer:
@@ -125,6 +174,8 @@ class _Writer:
         self.record, self.leftovers, self.notes = record, leftovers, notes
         self.used: set[str] = set()
         self.problems: list[str] = []
+        self.rounded: list[str] = []
+        self.wider: list[str] = []
 
     def files(self) -> list[tuple[str, SourceFile]]:
         """The files, each with the prefix of its names in the rules."""
@@ -140,7 +191,13 @@ class _Writer:
                 f"{len(self.problems)} problems:\n{lines}"
             )
         self._restore_merged(written)
-        files = []
+        for names, what in (
+            (self.rounded, "were of a wider dtype in the source and come back as the model has rounded them"),
+            (self.wider, "are written in the model's dtype and not in the source's, as their values now need it"),
+        ):
+            if names:
+                self.notes.append(f"{len(names)} tensors {what}: {', '.join(names[:3])}{', ...' if names[3:] else ''}")
+        files, taken = [], set()
         prefixes = tuple(part.prefix for part in self.layout.parts if part.prefix)
         for part in self.layout.parts:
             described = next((file for file in (self.record or {}).get("files", ()) if file["part"] == part.name), {})
@@ -149,6 +206,15 @@ class _Writer:
             if container == "torchscript":
                 self.notes.append(f"{file_name} was a TorchScript archive; its state dict is written")
                 container = "torch"
+            if self.layout.hub_folder and not part.prefix and file_name != _HUB_FILES[container]:
+                self.notes.append(f"{file_name} is written as {_HUB_FILES[container]}, as Transformers looks for it")
+                file_name = _HUB_FILES[container]
+            if file_name.casefold() in taken:
+                given, number = Path(file_name), 2
+                while file_name.casefold() in taken:
+                    file_name, number = f"{given.stem}-{number}{given.suffix}", number + 1
+                self.notes.append(f"two files are named {given.name}; {part.name!r} is written as {file_name}")
+            taken.add(file_name.casefold())
             own = {
                 name.removeprefix(part.prefix): tensor
                 for name, tensor in written.items()
@@ -211,10 +277,12 @@ class _Writer:
             tensor = tensor.reshape(shape)
         if dtype is None or tensor.dtype == dtype:
             return tensor
+        if torch.promote_types(tensor.dtype, dtype) != tensor.dtype:
+            self.rounded.append(name)
         cast = tensor.to(dtype)
-        if torch.equal(cast.to(tensor.dtype), tensor):
+        if _same_bits(cast.to(tensor.dtype), tensor):
             return cast
-        self.notes.append(f"{name} was {dtype} and stays {tensor.dtype}, which its values now need")
+        self.wider.append(name)
         return tensor
 
     def _rule(self, name: str):
@@ -224,7 +292,7 @@ class _Writer:
                 return rule, match
         found = self.layout.find_rule(name)
         if found is None or not found[0].targets:
-            raise ConversionError(f"the record of the conversion is damaged: nothing makes {name!r}.")
+            raise damaged_record(f"nothing makes {name!r}")
         return found
 
     def _rows(self, name: str, rule: Rule) -> torch.Tensor:
@@ -244,6 +312,8 @@ class _Writer:
             if len(taken) < rows:
                 self.notes.append(f"rows of {name} that are never read are those of {target}")
             return table[start : start + rows]
+        if unread.shape != (rows - len(taken), *kept.shape[1:]):
+            raise damaged_record(f"it has {tuple(unread.shape)} of the rows of {name!r}")
         unread = unread.to(kept.dtype)
         return torch.cat([unread[: taken.start], kept, unread[taken.start :]])
 
@@ -271,13 +341,16 @@ class _Writer:
         originals = {name for name in written if f"original:{name}" in self.leftovers}
         if not originals:
             return
-        merged, _ = self.layout.prepare({name: written[name] for name in originals})
-        own = {}
-        for name in merged:
-            rule, match = self._rule(name)
-            targets = [template.format(**match.groupdict()) for template in rule.targets]
-            own[name] = rule.operation.write([self.state[target] for target in targets])
-        if all(torch.equal(merged[name].to(own[name].dtype), own[name]) for name in merged):
+        try:
+            merged, _ = self.layout.prepare({name: written[name] for name in originals})
+            own = {}
+            for name in merged:
+                rule, match = self._rule(name)
+                targets = [template.format(**match.groupdict()) for template in rule.targets]
+                own[name] = rule.operation.write([self.state[target] for target in targets])
+        except (ConversionError, IndexError, KeyError, RuntimeError) as error:
+            raise damaged_record(f"its adapters are none of this model ({error})") from error
+        if all(_same_bits(merged[name].to(own[name].dtype), own[name]) for name in merged):
             return
         self.notes.append("weights with adapters have been trained since; they are written with the adapters merged")
         for name in originals:
@@ -317,11 +390,11 @@ def _check_way_in(
         raise ConversionError(
             f"as {layout.source!r} the model would compute something else: {'; '.join(differ)}. Nothing was written."
         )
-    again, _ = complete_state(layout, reading, back)
+    complete_state(layout, reading, back)
     changed = [
         name
-        for name, tensor in again.items()
-        if name in state and not torch.equal(tensor.to(state[name].dtype), state[name])
+        for name, tensor in reading.state.items()
+        if name in state and not _same_bits(tensor.to(state[name].dtype), state[name])
     ]
     if changed:
         raise ConversionError(
@@ -329,22 +402,25 @@ def _check_way_in(
         )
 
 
-def export_checkpoint(checkpoint: str | os.PathLike, to: str, output_dir: str | os.PathLike) -> dict[str, Any]:
+def export_checkpoint(
+    checkpoint: str | os.PathLike, to: str, output_dir: str | os.PathLike, layout: str | None = None
+) -> dict[str, Any]:
     """
     Writes a saved model in the layout of another project, see [`to_source`].
 
     Args:
         checkpoint (`str` or `os.PathLike`): Folder of a saved PixCLIP model; one of [`convert_to_folder`] gives back what
-            came in, bit by bit.
+            came in, bit by bit. What it keeps of its source is checked and trusted in nothing.
         to (`str`): `"openai-clip"`, `"alpha-clip"`, `"fg-clip"` or `"long-clip"`.
         output_dir (`str` or `os.PathLike`): New or empty folder. Beside the files there are `conversion_report.json` and
             what shapes cannot tell, as `config.json` or `source_config.json`.
+        layout (`"state_dict"` or `"folder"`, *optional*): As in [`to_source`].
 
     Returns:
         `dict`: The report.
 
     Raises:
-        ConversionError: As in [`to_source`], or if `output_dir` is not empty.
+        ConversionError: As in [`to_source`], or if `output_dir` is not empty, the current folder or a mount point.
 
     Example:
         >>> import os, tempfile
@@ -361,48 +437,53 @@ def export_checkpoint(checkpoint: str | os.PathLike, to: str, output_dir: str | 
         >>> report = export_checkpoint(os.path.join(folder, "pixclip"), "openai-clip", os.path.join(folder, "back"))
         >>> model = CLIPModel.from_pretrained(os.path.join(folder, "back"))
     """
-    layouts = source_layouts(to)
     with new_folder(output_dir) as folder:
-        model = _load(Path(checkpoint), pretraining=any(layout.pretraining for layout in layouts))
         record, leftovers = read_leftovers(checkpoint)
-        files, source_config, notes = to_source(model, to, record, leftovers)
-        layout = next(
-            (
-                layout
-                for layout in layouts
-                if record and record["source"] == to and layout.variant == record["variant"]
-            ),
-            layouts[0],
-        )
-        for file in files:
+        if record is not None:
+            check_record(record, leftovers)
+        target, used, _ = _choose_layout(to, record, layout)
+        model = _load(Path(checkpoint), target.pretraining)
+        files, source_config, notes = to_source(model, to, record, leftovers, layout)
+        del model, leftovers
+        report = {
+            "to": to,
+            "variant": target.variant,
+            "files": {file.name: len(file.tensors) for file in files},
+            "from_record": used is not None,
+            "notes": notes,
+        }
+        written = []
+        while files:
+            # One file in memory at a time, and what is read back beside none.
+            file = files.pop(0)
             tensors = {name: whole_tensor(tensor) for name, tensor in file.tensors.items()}
             if file.container == _SAFETENSORS:
                 save_file(tensors, folder / file.name, metadata={"format": "pt"})
             else:
                 torch.save(tensors, folder / file.name)
-        for file in files:
-            _check_file(folder / file.name, file)
-        write_json(folder / ("config.json" if layout.hub_folder else "source_config.json"), source_config)
-        report = {
-            "to": to,
-            "variant": layout.variant,
-            "files": {file.name: len(file.tensors) for file in files},
-            "from_record": record is not None and record["source"] == to,
-            "notes": notes,
-        }
+            written.append((file.name, tensor_digests(tensors)))
+            del file, tensors
+        for name, digests in written:
+            if tensor_digests(read_checkpoint(folder / name).tensors) != digests:
+                raise ConversionError(
+                    f"{name} does not read back as it was written. The disk may be faulty; nothing was kept."
+                )
+        if target.hub_folder:
+            notes.append(_what_to_add(target, source_config))
+        write_json(folder / ("config.json" if target.hub_folder else "source_config.json"), source_config)
         write_json(folder / REPORT_FILE, report)
     return report
 
 
-def _check_file(path: Path, file: SourceFile):
-    found = read_checkpoint(path).tensors
-    same = found.keys() == file.tensors.keys() and all(
-        tensor.dtype == found[name].dtype and torch.equal(tensor, found[name]) for name, tensor in file.tensors.items()
-    )
-    if not same:
-        raise ConversionError(
-            f"{path.name} does not read back as it was written. The disk may be faulty; nothing was kept."
-        )
+def _what_to_add(layout: SourceLayout, source_config: dict[str, Any]) -> str:
+    """What a folder has beside weights and `config.json`."""
+    others = ["its tokenizer's files", "preprocessor_config.json"]
+    code = source_config.get("auto_map")
+    if code:
+        others.insert(0, f"the code that config.json names ({json.dumps(code)})")
+    elif layout.source == "fg-clip":
+        others.insert(0, "its code (modeling_fgclip.py and auto_map in config.json), without which it is a CLIPModel")
+    return f"weights and config.json are written; a complete folder also has {', '.join(others)}: take them from the source"
 
 
 def _load(folder: Path, pretraining: bool) -> PixCLIPModel:

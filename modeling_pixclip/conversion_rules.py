@@ -11,15 +11,21 @@ cannot tell (heads, activation, epsilons) `build_config` asks of [`SourceFacts`]
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from transformers import CLIPTextConfig
 
 from .configuration_pixclip import PixCLIPConfig
 
 
+# Likeness of a name and its misspelling: above are "vision_head" and "eos_token"; below, all fields of official
+# configurations ("vision_config_dict" of old ones has 0.84), but for "bos_token_id".
+_CLOSE = 0.85
+_CLIP_FIELDS = {field.name for field in fields(CLIPTextConfig)}
 _PLACEHOLDERS = {"block": r"\d+", "kind": r"weight|bias", "rest": r".+"}
 
 
@@ -140,7 +146,7 @@ class Rule:
         reason (`str`, *optional*): Why tensors are dropped.
         rows ([`Rows`], *optional*): Which rows of a table are taken.
         alias (`bool`, *optional*, defaults to `False`): Another spelling of what another rule has; read, never written.
-        optional (`bool`, *optional*, defaults to `False`): Not every checkpoint of the layout has them.
+        written_from (`str`, *optional*): Parameter of ours that is written where the model lacks the target.
         check (`Callable`, *optional*): Of tensors that are dropped because the configuration makes them anew: takes name,
             tensor and configuration, and raises a [`ConversionError`] where the configuration makes others.
     """
@@ -179,15 +185,13 @@ class Fill:
     Args:
         name (`str`): What is filled, and with what, for reports.
         target (`str`): Template of our names.
-        value (`Callable`): From the tensors read so far, the target's shape and the dtype, to the tensor.
-        written (`"equal"` or `"dropped"`): When written back, a value other than this is refused, or left out with a
-            note in the report.
+        value (`Callable`): From the tensors read so far, the target's shape and the dtype, to the tensor. Another value
+            than this is refused when written back.
     """
 
     name: str
     target: str
     value: Callable[[dict[str, torch.Tensor], torch.Size, torch.dtype], torch.Tensor]
-    written: Literal["equal", "dropped"]
 
     @cached_property
     def target_pattern(self) -> re.Pattern:
@@ -198,7 +202,6 @@ MASK_CONVOLUTION_ZERO = Fill(
     "mask convolution: zeros",
     "vision_model.embeddings.mask_patch_embedding.{kind}",
     lambda state, shape, dtype: torch.zeros(shape, dtype=dtype),
-    "equal",
 )
 
 
@@ -238,8 +241,9 @@ class SourceFacts:
     What the configuration that belongs to a checkpoint says, and who asked for it.
 
     Args:
-        given (`dict`): The `--source_config`, over the source folder's own `config.json`. Fields of parts have dotted
-            names (`vision_config.num_attention_heads`).
+        given (`dict`): The user's `--source_config`. Fields of parts have dotted names
+            (`vision_config.num_attention_heads`).
+        folder (`dict`): The `config.json` of the source's folder, which `given` overrides under any of a field's names.
         text_backbone (`str`, *optional*): Folder or Hub id of the text backbone that the user named.
         source_shapes (`dict`): Shapes of the source's tensors, by the names that the rules have.
         values (`dict`): Our parameters of one number, such as the temperature.
@@ -248,6 +252,7 @@ class SourceFacts:
     """
 
     given: dict[str, Any] = field(default_factory=dict)
+    folder: dict[str, Any] = field(default_factory=dict)
     text_backbone: str | None = None
     source_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
@@ -257,15 +262,33 @@ class SourceFacts:
     _read: set[str] = field(default_factory=set)
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any] | None, text_backbone: str | None = None) -> "SourceFacts":
-        return cls(_flatten(config or {}), text_backbone)
+    def from_dict(
+        cls,
+        config: dict[str, Any] | None,
+        text_backbone: str | None = None,
+        folder: dict[str, Any] | None = None,
+    ) -> "SourceFacts":
+        return cls(_flatten(config or {}), _flatten(folder or {}), text_backbone)
 
     def _find(self, names: tuple[str, ...]) -> tuple[str, Any] | None:
-        found = [(name, self.given[name]) for name in names if self.given.get(name) is not None]
         self._read.update(names)
-        if len({repr(value) for _, value in found}) > 1:
-            raise ConversionError(f"the source configuration contradicts itself: {dict(found)} mean the same.")
-        return found[0] if found else None
+        told = []
+        for config in (self.given, self.folder):
+            found = {name: config[name] for name in names if config.get(name) is not None}
+            if len({repr(value) for value in found.values()}) > 1:
+                raise ConversionError(f"the source configuration contradicts itself: {found} mean the same.")
+            told += list(found.items())[:1]
+        if len(told) == 2 and told[0][1] != told[1][1]:
+            (name, value), (other, theirs) = told
+            self._note(
+                f"{name} = {value!r} of --source_config holds over {other} = {theirs!r} of the folder's config.json"
+            )
+        return told[0] if told else None
+
+    def _note(self, note: str):
+        # Both towers ask for some of the fields.
+        if note not in self.notes:
+            self.notes.append(note)
 
     def take(self, *names: str, default: Any = None, why: str = "") -> Any:
         """
@@ -288,10 +311,14 @@ class SourceFacts:
         self.assumed[names[0]] = f"{default!r} ({why})"
         return default
 
-    def agree(self, *names: str, found: Any) -> Any:
-        """What the tensors say, which the source configuration must not contradict."""
+    def agree(self, *names: str, found: Any, loose: tuple[Any, ...] = ()) -> Any:
+        """What the tensors say, which the source configuration must not contradict; of `loose` values there is a note."""
         said = self._find(names)
-        if said is not None and said[1] != found:
+        if said is not None and said[1] != found and said[1] in loose:
+            self._note(
+                f"the source configuration says {said[0]} = {said[1]!r}; the tensors have {found!r}, which holds"
+            )
+        elif said is not None and said[1] != found:
             raise ConversionError(
                 f"the source configuration says {said[0]} = {said[1]!r}, but the tensors have {found!r}. Take the "
                 "configuration that belongs to this checkpoint, or leave the field out."
@@ -301,6 +328,23 @@ class SourceFacts:
     def unread(self, config: dict[str, Any] | None) -> list[str]:
         """Fields of a configuration that nothing asked for."""
         return sorted(set(_flatten(config or {})) - self._read)
+
+    def check_names(self, config: dict[str, Any] | None):
+        """
+        Refuses a field at the top of the user's configuration that nothing asked for and that is almost the name of one that
+        something did; a note names the others, which whole configurations of a project have.
+        """
+        accepted = sorted({name.split(".")[0] for name in self._read})
+        unknown = [name for name, value in (config or {}).items() if name not in accepted and value is not None]
+        for name in unknown:
+            close = get_close_matches(name, accepted, n=1, cutoff=_CLOSE)
+            if close and name not in _CLIP_FIELDS:
+                raise ConversionError(
+                    f"nothing reads the field {name!r} of --source_config; did you mean {close[0]!r}? Accepted for this "
+                    f"source are {', '.join(accepted)}."
+                )
+        if unknown:
+            self._note(f"fields of --source_config that nothing reads: {', '.join(unknown)}")
 
 
 class Shapes(dict[str, tuple[int, ...]]):

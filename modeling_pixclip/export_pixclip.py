@@ -23,7 +23,6 @@ from .region_pooling import soft_masks
 
 
 DESCRIPTION = "export.json"
-# Above it weights go into a file of their own: protobuf ends at 2 GiB.
 # Free sides that a named Dim cannot describe, as they are multiples of the patch.
 IMAGE_AXES = {2: "height", 3: "width"}
 NOT_CHECKED = [
@@ -32,6 +31,8 @@ NOT_CHECKED = [
     "a mask that covers nothing gives NaN in dense_embeds",
     "a text without a pooled token gives NaN (pooling 'mean') or the vector of some other token",
 ]
+# torch.export's guards end in an error there; ONNX programs take these sizes.
+REFUSED = {"onnx": [], "torch_export": ["a height or width of one patch", "no images or no regions"]}
 
 
 def _copied(module: nn.Module, without: nn.Module | None = None) -> nn.Module:
@@ -58,6 +59,10 @@ class ExportModule(nn.Module):
         """Random inputs of the sizes to trace with, no two of which agree by chance, or of others to check with."""
         raise NotImplementedError
 
+    def expected(self, model: PixCLIPModel, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """What the model itself, in float32 on the CPU, makes of the inputs: the outputs that the program must have."""
+        raise NotImplementedError
+
     def dynamic_shapes(self) -> tuple[dict, ...]:
         """`dynamic_shapes` of `torch.export.export`."""
         return tuple({axis: self._dim(name) for axis, name in axes.items()} for axes in self.axes.values())
@@ -71,7 +76,8 @@ class VisionForExport(ExportModule):
     Regions of images: `(pixel_values (B, 3, H, W), mask_values (R, 1, H, W), region_image_index (R,))` to `image_embeds`
     of shape `(R, projection_dim)`, L2-normalised.
 
-    B, R, H and W are free, H and W multiples of the patch.
+    B, R, H and W are free, H and W multiples of the patch. A `torch.export` program takes no side of a single patch, no
+    `B = 0` and no `R = 0`; ONNX takes them.
 
     Args:
         model ([`PixCLIPModel`]): Model whose weights are copied.
@@ -121,6 +127,12 @@ class VisionForExport(ExportModule):
         weights = nn.functional.avg_pool2d(masks, self.config.patch_size).flatten(2)
         pooled = torch.matmul(weights / weights.sum(-1, keepdim=True), outputs.dense_state).squeeze(1)
         return embeds, self.embed(pooled)
+
+    def expected(self, model: PixCLIPModel, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        outputs = [model.get_image_features(*inputs)]
+        if self.dense:
+            outputs.append(model.get_region_features(*inputs))
+        return tuple(nn.functional.normalize(output.pooler_output, dim=-1) for output in outputs)
 
     def _images(self, images: int, traced: bool) -> torch.Tensor:
         rows, columns = self.config.grid_size
@@ -207,6 +219,10 @@ class TextAdapterForExport(ExportModule):
         outputs = self.text_model(backbone_embeds=backbone_embeds, long_text_mask=long_text_mask, return_dict=True)
         return nn.functional.normalize(outputs.pooler_output, dim=-1)
 
+    def expected(self, model: PixCLIPModel, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        outputs = model.get_text_features(**dict(zip(self.axes, inputs, strict=True)))
+        return (nn.functional.normalize(outputs.pooler_output, dim=-1),)
+
     def sample_inputs(self, traced: bool = True) -> tuple[torch.Tensor, ...]:
         texts = 3 if traced else 1
         return torch.randn(texts, self.config.hidden_size), *self._path_sample(texts)
@@ -281,7 +297,9 @@ class TextForExport(TextAdapterForExport):
         if self.config.pooling == "eos":
             ends = self.config.end_of_text_id
             input_ids[torch.arange(texts), attention_mask.sum(-1) - 1] = ends if isinstance(ends, int) else ends[0]
-        return input_ids, attention_mask, attention_mask.clone(), *self._path_sample(texts)
+        pooling_mask = attention_mask.clone()
+        pooling_mask[:, 0] = 0
+        return input_ids, attention_mask, pooling_mask, *self._path_sample(texts)
 
 
 PARTS: dict[str, Callable[..., ExportModule]] = {
@@ -304,14 +322,17 @@ def export_model(
     r"""
     Writes a model as programs that need only onnxruntime, or only PyTorch, and `export.json`, which describes them.
 
-    Each program is run on random inputs of other sizes than those it was traced with and compared with the model. The
-    largest difference (without `int8`) or the least cosine (with it) is in `export.json`, beside inputs, outputs,
-    preprocessing and the score's scale. `export.json` is written last.
+    Each program is run on random inputs, also of other sizes than those it was traced with, and compared with what
+    [`PixCLIPModel.get_image_features`], [`PixCLIPModel.get_region_features`] and [`PixCLIPModel.get_text_features`]
+    make of them, normalised. The largest difference (without `int8`) or the least cosine (with it) is in `export.json`,
+    beside inputs, outputs, what a program refuses (`refused`) and what it does not check (`not_checked`), preprocessing
+    and the score's scale. `export.json` is written last.
 
     Args:
         model ([`PixCLIPModel`]): Also [`PixCLIPForPreTraining`]. Programs are float32 whatever its dtype is.
         output_dir (`str` or `PathLike`): Folder to write to.
-        processor ([`PixCLIPProcessor`], *optional*): Saved beside the programs and described in `export.json`.
+        processor ([`PixCLIPProcessor`] or [`PixCLIPImageProcessor`], *optional*): Saved beside the programs and
+            described in `export.json`, which holds `null` for what it says nothing of.
         parts (`Iterable[str]`, *optional*, defaults to `("regions", "images", "text_adapter")`): What to export:
             [`VisionForExport`], [`VisionWithoutMask`], [`TextAdapterForExport`], and with `"texts"` [`TextForExport`].
         format (`"onnx"` or `"torch_export"`, *optional*, defaults to `"onnx"`): `PART.onnx` for any ONNX runtime, or
@@ -327,7 +348,7 @@ def export_model(
     Raises:
         ValueError: If a part, the format or the kind of int8 is unknown, the folder holds an export, a part cannot be
             exported, or a program's result is not the model's.
-        ImportError: If a package of the extra `export` is missing.
+        ImportError: If a package that the format needs is missing.
 
     Example:
         >>> import tempfile
@@ -347,6 +368,7 @@ def export_model(
         raise ValueError(f"{folder} holds an export already ({DESCRIPTION}). Delete it, or name another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     description = _describe(model, processor, format, int8)
+    reference = _reference(model, parts)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, torch.random.fork_rng(devices=[]):
         # The inputs to check with are the same each time, and no draws of the caller's.
         torch.manual_seed(0)
@@ -357,7 +379,7 @@ def export_model(
             description["programs"][part] = described
             file, told = written / described["file"], {**description, "programs": {part: described}}
             run = _write_onnx(module, file, int8, told) if format == "onnx" else _write_program(module, file, told)
-            described |= _measure(part, module, run, int8)
+            described |= _measure(part, module, reference, run, int8)
         if processor is not None:
             processor.save_pretrained(written)
         (written / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -383,7 +405,7 @@ def _check_request(parts: list[str], format: str, int8: str | None, dense: bool)
         raise ValueError(f"int8 is {int8!r}; accepted with format={format!r} are {accepted}.")
     missing = [name for name in packages[format] if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f'export to {format!r} needs {", ".join(missing)}: pip install "pixclip[export]".')
+        raise ImportError(f"export to {format!r} needs {', '.join(missing)}: pip install {' '.join(packages[format])}")
 
 
 def _describe(model: PixCLIPModel, processor: Any, format: str, int8: str | None) -> dict[str, Any]:
@@ -405,14 +427,16 @@ def _describe(model: PixCLIPModel, processor: Any, format: str, int8: str | None
         },
         "text": None,
     }
-    if processor is not None:
-        options = processor.image_processor.to_dict()
+    image_processor = getattr(processor, "image_processor", processor)
+    if image_processor is not None:
+        options = image_processor.to_dict()
         names = ("size", "resize_mode", "rescale_factor", "image_mean", "image_std")
         preprocessing["image"] = {
             "channels": "RGB",
             **{name: options[name] for name in names},
             "resample": Image.Resampling(options["resample"]).name.lower(),
         }
+    if image_processor is not processor:
         preprocessing["text"] = {
             "template": processor.text_template,
             "max_length": processor.text_max_length,
@@ -433,6 +457,7 @@ def _describe(model: PixCLIPModel, processor: Any, format: str, int8: str | None
         "text_pooling": text_config.pooling,
         "logit_scale": scale,
         "scores": "logit_scale * image_embeds @ text_embeds.T",
+        "refused": REFUSED[format],
         "not_checked": NOT_CHECKED,
         "preprocessing": preprocessing,
         "programs": {},
@@ -459,15 +484,23 @@ def _traced(module: ExportModule) -> torch.export.ExportedProgram:
     return torch.export.export(module, module.sample_inputs(), dynamic_shapes=module.dynamic_shapes(), strict=False)
 
 
-def _measure(part: str, module: ExportModule, run: Callable, int8: str | None) -> dict[str, float]:
-    """How far a program is from its module, on random inputs of the traced and of other sizes."""
+def _reference(model: PixCLIPModel, parts: list[str]) -> PixCLIPModel:
+    """The model as programs are, in float32 on the CPU: itself if it is there, else a copy, of the LLM only for texts."""
+    weights = model.parameters()
+    if not model.training and all(one.device.type == "cpu" and one.dtype == torch.float32 for one in weights):
+        return model
+    return _copied(model, without=None if "texts" in parts else model.text_model.backbone)
+
+
+def _measure(
+    part: str, module: ExportModule, model: PixCLIPModel, run: Callable, int8: str | None
+) -> dict[str, float]:
+    """How far a program is from the model, on random inputs of the traced and of other sizes."""
     differences, cosines = [], []
     with torch.no_grad():
         for traced in (True, False):
             inputs = module.sample_inputs(traced)
-            expected = module(*inputs)
-            expected = (expected,) if isinstance(expected, torch.Tensor) else expected
-            for one, other in zip(run(inputs), expected, strict=True):
+            for one, other in zip(run(inputs), module.expected(model, inputs), strict=True):
                 differences.append((one - other).abs().max())
                 cosines.append(nn.functional.cosine_similarity(one, other).min())
     if int8 is not None:

@@ -3,9 +3,11 @@
 
 import hashlib
 import json
+import numbers
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from .card_sections import (
     objective_rows,
     run_rows,
 )
-from .card_text import cell, fenced, one_line, without_local_paths
+from .card_text import cell, command_line, fenced, one_line, told_command
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -33,6 +35,17 @@ _DIGESTS = re.compile(r"^<!-- pixclip-card:metadata (.*) -->$", re.MULTILINE)
 # The first words of the card that the Trainer writes on its own.
 _STOCK = "<!-- This model card has been generated automatically according to the information the Trainer had access to"
 _STOCK_KEYS = ("library_name", "model-index", "pipeline_tag", "tags")
+# All of its other lines; what else is in it is the user's.
+_STOCK_LINES = re.compile(
+    r"\s*|<!-- This model card has been generated automatically .*|should probably proofread and complete it, .* -->|# .*"
+    r"|This model (is a fine-tuned version of|was trained from scratch on) .* datasets?\.|More information needed"
+    r"|It achieves the following results on the evaluation set:|The following hyperparameters were used during training:"
+    r"|## (Model description|Intended uses & limitations|Training and evaluation data|Training procedure)"
+    r"|### (Training hyperparameters|Training results|Framework versions)"
+    r"|- [A-Z][\w @]*: -?(\d[\d.e+-]*|nan|inf)|- (\w+_\w+|seed|optimizer): .*"
+    r"|- (Transformers|Pytorch|Datasets|Tokenizers|PEFT) \S+"
+    r"|\| Training Loss .*\||\|(:?-+:?\|)+|\|( *(-?\d[\d.e+-]*|nan|inf|No log) *\|)+"
+)
 _REPO_PLACEHOLDER = "path/or/hub-id"
 
 
@@ -81,13 +94,14 @@ class CardDetails:
         preset (`str`, *optional*): Name of the objective; by default it is recognised.
         data (`dict`, *optional*): By split (`"train"`, others), any of `name`, `images` and `regions`.
         results (`dict` or path, *optional*): Measured values, `{split: {row: {metric: value}}}`, or a JSON file of them
-            such as `region_retrieval.json`.
-        command (`str`, *optional*): What trained and measured it; absolute paths are cut to their last part.
+            such as `region_retrieval.json`, which is read whenever a card is rendered.
+        command (`str` or `list[str]`, *optional*): What trained and measured it, a line of a shell or its words as in
+            `sys.argv`. Values of options that hold secrets are masked, and of paths of this machine the last part is left.
         notes (`list[str]`, *optional*): Further limits, one sentence each.
 
     Raises:
-        ValueError: If a Hub id is none, a licence is not in the Hub's form, or a widget's image is not at a public URL;
-            when the card is rendered, if the results have another form.
+        ValueError, TypeError: If a field, now or when it is set later, has what it cannot be; when the card is rendered,
+            if the file of the results cannot be read as that.
 
     Example:
         >>> from modeling_pixclip import CardDetails
@@ -118,77 +132,210 @@ class CardDetails:
     command: str | None = None
     notes: list[str] = field(default_factory=list)
 
+    def __setattr__(self, name: str, value: Any):
+        # Also what is set later, so that the error comes where it is made and not at the end of a run.
+        super().__setattr__(name, _CHECKS[name](name, value) if name in _CHECKS else value)
+
     def __post_init__(self):
-        for name in ("datasets", "base_model", "tags"):
-            value = getattr(self, name)
-            setattr(self, name, [value] if isinstance(value, str) else list(value or ()))
-        remedies = {
-            "datasets": "Name what is elsewhere in data.",
-            "base_model": "Leave out what is elsewhere, or name it as vision_origin.",
-        }
-        for name, remedy in remedies.items():
-            for value in getattr(self, name):
-                if hub_id(value) is None:
-                    raise ValueError(f"{name} has {value!r}; accepted are ids on the Hub. {remedy}")
-        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
-            raise ValueError(
-                f"license is {self.license!r}; accepted are the Hub's names, such as 'apache-2.0' or 'cc-by-4.0', and "
-                "'other' with license_name and license_link."
-            )
-        if self.repo_id is not None:
-            validate_repo_id(self.repo_id)
         if self.license == "other" and not self.license_name:
             raise ValueError(
                 "license is 'other'; name it: license_name, and license_link if it can be read somewhere."
             )
-        self.widget = [_checked_widget(place, example) for place, example in enumerate(self.widget or ())]
 
     def measured(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """The results, read from their file if they are in one."""
-        results, where = self.results or {}, "results"
-        if isinstance(results, (str, os.PathLike)):
+        """The results, read from their file if they are in one, without splits and rows that have no metric."""
+        results = self.results or {}
+        if isinstance(results, str):
             where = os.path.basename(results)
-            results = json.loads(Path(results).read_text(encoding="utf-8"))
-        tables = [results, *_values(results), *(row for rows in _values(results) for row in _values(rows))]
-        if not all(isinstance(table, dict) for table in tables):
-            raise ValueError(
-                f"{where} is not of the form {{split: {{row: {{metric: value}}}}}}, as region_retrieval.json is."
-            )
-        return results
+            try:
+                results = json.loads(Path(results).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"results: {where} cannot be read as JSON: {error}") from error
+            results = _checked_results(where, results)
+        rows = {split: {row: metrics for row, metrics in rows.items() if metrics} for split, rows in results.items()}
+        return {split: rows for split, rows in rows.items() if rows}
 
 
-def _values(table: Any) -> list:
-    return list(table.values()) if isinstance(table, dict) else []
+def _text(name: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} is {value!r}; accepted is a text.")
+    return None if value is None else os.fspath(value)
 
 
-def _checked_widget(place: int, example: dict[str, Any]) -> dict[str, str]:
-    unknown = sorted(example.keys() - {"src", "candidate_labels", "example_title"})
+def _texts(name: str, value: Any) -> list[str]:
+    values = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(each, str) for each in values):
+        raise TypeError(f"{name} is {value!r}; accepted is a list of texts.")
+    return list(values)
+
+
+def _hub_ids(name: str, value: Any) -> list[str]:
+    remedies = {
+        "datasets": "Name what is elsewhere in data.",
+        "base_model": "Leave out what is elsewhere, or name it as vision_origin.",
+    }
+    values = _texts(name, value)
+    for each in values:
+        if hub_id(each) is None:
+            what = ", a folder or file here" if os.path.exists(each) else ""
+            raise ValueError(f"{name} has {each!r}{what}; accepted are ids on the Hub. {remedies[name]}")
+    return values
+
+
+def _matching(pattern: str, accepted: str) -> Callable[[str, Any], str | None]:
+    def check(name: str, value: Any) -> str | None:
+        text = _text(name, value)
+        if text is not None and not re.fullmatch(pattern, text):
+            raise ValueError(f"{name} is {text!r}; accepted are {accepted}.")
+        return text
+
+    return check
+
+
+def _repo_id(name: str, value: Any) -> str | None:
+    text = _text(name, value)
+    try:
+        return text if text is None else validate_repo_id(text) or text
+    except HFValidationError as error:
+        raise ValueError(f"{name} is {text!r}; accepted is an id on the Hub: {error}") from error
+
+
+def _languages(name: str, value: Any) -> str | list[str] | None:
+    values = _texts(name, value)
+    for each in values:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual", each):
+            raise ValueError(f"{name} has {each!r}; accepted are ISO 639 codes such as 'en', and 'multilingual'.")
+    return value if isinstance(value, str) else values or None
+
+
+def _checked_widget(name: str, value: Any) -> list[dict[str, str]]:
+    examples = [value] if isinstance(value, dict) else value or []
+    if not isinstance(examples, (list, tuple)) or not all(isinstance(example, dict) for example in examples):
+        raise TypeError(
+            f"{name} is {value!r}; accepted is a list of objects of src, candidate_labels and example_title."
+        )
+    return [_checked_example(f"{name} {place}", example) for place, example in enumerate(examples)]
+
+
+def _checked_example(where: str, example: dict[str, Any]) -> dict[str, str]:
+    unknown = sorted(map(str, example.keys() - {"src", "candidate_labels", "example_title"}))
     if unknown or "src" not in example:
         raise ValueError(
-            f"widget {place} has {sorted(example)}; accepted are src, which it needs, candidate_labels and example_title."
+            f"{where} has {sorted(map(str, example))}; accepted are src, which it needs, candidate_labels and "
+            "example_title."
         )
     src = str(example["src"])
     if not re.fullmatch(r"https?://[\w-]+(\.[\w-]+)+(:\d+)?/\S*", src):
-        raise ValueError(f"widget {place} has src {src!r}; accepted is the public http(s) URL of an image.")
+        raise ValueError(f"{where} has src {src!r}; accepted is the public http(s) URL of an image.")
     found = {"src": src}
     labels = example.get("candidate_labels")
     if labels is not None and not isinstance(labels, str):
+        labels = _texts(f"candidate_labels of {where}", labels)
         with_comma = [label for label in labels if "," in label]
         if with_comma:
             raise ValueError(
-                f"widget {place} has the label {with_comma[0]!r}; the Hub separates labels by commas. Word it without."
+                f"{where} has the label {with_comma[0]!r}; the Hub separates labels by commas. Word it without."
             )
         labels = ", ".join(labels)
-    for name, value in (("candidate_labels", labels), ("example_title", example.get("example_title"))):
-        if value is not None:
-            found[name] = one_line(value)
+    for key, text in (("candidate_labels", labels), ("example_title", example.get("example_title"))):
+        if text is not None:
+            found[key] = one_line(text)
     return found
+
+
+def _checked_data(name: str, value: Any) -> dict[str, dict[str, Any]]:
+    checked = {}
+    for split, entry in _items(name, value, "an object of splits"):
+        found = dict(_items(f"{name} of {split!r}", entry, "an object of name, images and regions"))
+        unknown = sorted(map(str, found.keys() - {"name", "images", "regions"}))
+        if unknown:
+            raise ValueError(f"{name} of {split!r} has {', '.join(unknown)}; accepted are name, images and regions.")
+        if "name" in found:
+            found["name"] = _text(f"name in {name} of {split!r}", found["name"])
+        for key in ("images", "regions"):
+            count = found.get(key)
+            if count is not None and (not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 0):
+                raise ValueError(f"{key} in {name} of {split!r} is {count!r}; accepted are whole numbers.")
+            if count is not None:
+                found[key] = int(count)
+        checked[split] = found
+    return checked
+
+
+def _results(name: str, value: Any) -> dict[str, dict[str, dict[str, float | None]]] | str | None:
+    if value is None or isinstance(value, (str, os.PathLike)):
+        return _text(name, value)
+    return _checked_results(name, value)
+
+
+def _checked_results(name: str, value: Any) -> dict[str, dict[str, dict[str, float | None]]]:
+    form = "{split: {row: {metric: value}}}"
+    checked: dict[str, dict[str, dict[str, float | None]]] = {}
+    for split, rows in _items(name, value, form):
+        checked[split] = {}
+        for row, metrics in _items(f"{name} of {split!r}", rows, form):
+            where = f"{name} of {split!r}, {row!r},"
+            checked[split][row] = {key: _metric(where, key, each) for key, each in _items(where, metrics, form)}
+    return checked
+
+
+def _metric(where: str, key: str, value: Any) -> float | None:
+    # None is what cannot be measured, as JSON has no NaN.
+    if value is not None and (not isinstance(value, numbers.Real) or isinstance(value, bool)):
+        raise TypeError(f"{where} has {value!r} as {key!r}; accepted is a number, and None for what was not measured.")
+    return value if value is None else int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _items(name: str, value: Any, form: str) -> list[tuple[str, Any]]:
+    value = {} if value is None else value
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name} is {value!r}; accepted is {form}.")
+    return list(value.items())
+
+
+def _command(name: str, value: Any) -> str | None:
+    if isinstance(value, (list, tuple)):
+        return command_line(_texts(name, value))
+    return _text(name, value)
+
+
+# The Hub's tasks that embeddings of images, regions and texts are of use for.
+PIPELINE_TAGS = (
+    *("zero-shot-image-classification", "image-feature-extraction", "feature-extraction"),
+    *("zero-shot-object-detection", "image-segmentation", "image-classification", "visual-document-retrieval"),
+)
+RELATIONS = ("finetune", "adapter", "merge", "quantized")
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "license": _matching(
+        r"[a-z0-9][a-z0-9.+-]*",
+        "the Hub's names, such as 'apache-2.0' or 'cc-by-4.0', and 'other' with license_name and license_link",
+    ),
+    "license_name": _text,
+    "license_link": _text,
+    "language": _languages,
+    "datasets": _hub_ids,
+    "base_model": _hub_ids,
+    "base_model_relation": _matching("|".join(RELATIONS), ", ".join(map(repr, RELATIONS))),
+    "tags": _texts,
+    "pipeline_tag": _matching("|".join(PIPELINE_TAGS), ", ".join(map(repr, PIPELINE_TAGS))),
+    "widget": _checked_widget,
+    "model_name": _text,
+    "repo_id": _repo_id,
+    "vision_origin": _text,
+    "preset": _text,
+    "data": _checked_data,
+    "results": _results,
+    "command": _command,
+    "notes": _texts,
+}
 
 
 def _metadata(config: PreTrainedConfig, details: CardDetails, training: dict[str, Any] | None) -> dict[str, Any]:
     bases = list(details.base_model)
     source = getattr(config.text_config, "backbone_source", None) or {}
-    for name in (hub_id(config.name_or_path), hub_id(details.vision_origin), source.get("repo_id")):
+    # A name that was given to from_pretrained may be that of a folder; what came from the Hub has a commit.
+    loaded = config.name_or_path if getattr(config, "_commit_hash", None) else None
+    for name in (hub_id(loaded), hub_id(details.vision_origin), source.get("repo_id")):
         if name is not None and name != "scratch" and name not in bases and name != details.repo_id:
             bases.append(name)
     relation = details.base_model_relation or ("finetune" if training and bases else None)
@@ -265,7 +412,7 @@ def render_model_card(
             run=run_rows(training, details.data) if training else None,
             tables=evaluation_tables(results, details.data, training),
             explained=explained(results),
-            command=fenced(without_local_paths(details.command), "bash") if details.command else None,
+            command=fenced(told_command(details.command), "bash") if details.command else None,
             limits=limits(config, details, results, training),
             license_text=cell(details.license_name or details.license) if details.license else None,
         )
@@ -279,7 +426,7 @@ def merge_model_cards(existing: str, card: ModelCard) -> ModelCard:
 
     The text between the two marks is replaced, what stands before and after them stays. A key of the metadata that was
     changed, added or deleted by hand since it was generated stays so. Of a text without marks all is kept, and the card
-    follows it; the card that the Trainer writes on its own is replaced.
+    follows it; the card that the Trainer writes on its own is replaced, unless something was added to it.
 
     Args:
         existing (`str`): Content of the file.
@@ -320,7 +467,7 @@ def merge_model_cards(existing: str, card: ModelCard) -> ModelCard:
             # Changed by hand: every key counts as the user's.
             then = {}
         text = body[: body.index(BEGIN)] + generated_text + body[body.index(END) + len(END) :]
-    elif _STOCK in body:
+    elif _STOCK in body and all(map(_STOCK_LINES.fullmatch, body.splitlines())):
         text = new
         own = {key: value for key, value in own.items() if key not in _STOCK_KEYS}
     else:
@@ -353,7 +500,8 @@ def write_model_card(folder: str | os.PathLike, card: ModelCard) -> Path:
         >>> write_model_card(tempfile.mkdtemp(), render_model_card(PixCLIPConfig())).name
         'README.md'
     """
-    path = Path(folder) / "README.md"
+    # Where it is a link, what it leads to is written.
+    path = Path(os.path.realpath(Path(folder) / "README.md"))
     if path.exists():
         try:
             card = merge_model_cards(path.read_text(encoding="utf-8-sig"), card)
@@ -373,7 +521,7 @@ def write_model_card(folder: str | os.PathLike, card: ModelCard) -> Path:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path
+    return Path(folder) / "README.md"
 
 
 __all__ = ["CardDetails", "hub_id", "merge_model_cards", "render_model_card", "write_model_card"]

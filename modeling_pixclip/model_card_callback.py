@@ -89,7 +89,7 @@ class ModelCardCallback(TrainerCallback):
     Args:
         details ([`CardDetails`], *optional*): What the Trainer does not know: licence, data, results. They may be
             changed at any time, e.g. when the model has been measured: `callback.details.results = {...}`, then
-            `callback.write()`.
+            `callback.write()`. `results` may be a file that is not there yet.
 
     Example:
         >>> import tempfile
@@ -121,7 +121,8 @@ class ModelCardCallback(TrainerCallback):
             trainer ([`Trainer`]): Not training yet. Add a [`CheckpointIntegrityCallback`] after this.
 
         Raises:
-            ValueError: If the output folder has a README.md whose metadata or marks are damaged.
+            ValueError: If the output folder has a README.md whose metadata or marks are damaged, or the file of the results
+                cannot be read as that.
         """
         self._trainer = trainer
         readme = Path(trainer.args.output_dir) / "README.md"
@@ -139,7 +140,8 @@ class ModelCardCallback(TrainerCallback):
 
         def save_model_and_card(output_dir: str | None = None, _internal_call: bool = False):
             save_model(output_dir, _internal_call)
-            self.write(output_dir)
+            # The model is saved, so that what comes after it goes on.
+            self._write(output_dir, warn=True)
 
         trainer.save_model = save_model_and_card
         trainer.create_model_card = self._create_model_card
@@ -152,16 +154,26 @@ class ModelCardCallback(TrainerCallback):
             folder (`str`, *optional*): Defaults to the Trainer's output folder.
 
         Raises:
-            ValueError: If there is a README.md whose metadata or marks are damaged. In training it is a warning.
-            OSError: If the file of the results cannot be read, or README.md not written. In training it is a warning.
+            ValueError: If there is a README.md whose metadata or marks are damaged, or the file of the results is; as all
+                other errors, a warning in training. A file of results that is not there is a warning too.
+            OSError: If README.md cannot be written.
         """
-        if self._trainer.is_world_process_zero():
-            try:
-                write_model_card(folder or self._trainer.args.output_dir, self._render())
-            except (ValueError, OSError) as error:
-                if not self._training:
-                    raise
-                logger.warning("The model card was not written: %s", error)
+        self._write(folder, warn=self._training)
+
+    def _write(self, folder: str | None, warn: bool):
+        if not self._trainer.is_world_process_zero():
+            return
+        if not self._training and self._results_to_come():
+            logger.warning("The model card has no results: there is no file %s.", self.details.results)
+        try:
+            write_model_card(folder or self._trainer.args.output_dir, self._render())
+        except Exception as error:
+            if not warn:
+                raise
+            logger.warning("The model card was not written: %s: %s", type(error).__name__, error)
+
+    def _results_to_come(self) -> bool:
+        return isinstance(self.details.results, str) and not Path(self.details.results).exists()
 
     def _create_model_card(
         self,
@@ -206,6 +218,8 @@ class ModelCardCallback(TrainerCallback):
         repo_id = details.repo_id or trainer.hub_model_id or trainer.args.hub_model_id
         name = details.model_name or (repo_id or Path(trainer.args.output_dir).resolve().name).split("/")[-1]
         details.repo_id, details.model_name = repo_id, name
+        if self._results_to_come():
+            details.results = None
         model = trainer.model
         tags = [tag for tag in getattr(model, "model_tags", None) or () if tag not in details.tags]
         training = self._record() if self._setup or trainer.state.global_step else None

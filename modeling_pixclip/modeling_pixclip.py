@@ -26,6 +26,7 @@ from .parent_checkpoints import check_fields, fill_vision_tower, load_backbone, 
 from .pipeline_pixclip import CUSTOM_PIPELINES
 from .pretraining_objective import PretrainingObjective
 from .region_pooling import mask_pool, roi_align, soft_masks
+from .saved_class import saved_class
 from .text_backbone_reference import TextBackboneCheckpoints
 from .text_paths import split_long_text_path
 
@@ -62,20 +63,22 @@ class PixCLIPPreTrainedModel(TextBackboneCheckpoints, PreTrainedModel):
             init.normal_(module.weight, std=module.init_std)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
+        own_pipelines = self.config.__dict__.get("custom_pipelines")
         if self.is_remote_code():
             # A class registers for one Auto class only; without these the others cannot load the folder remotely.
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **REMOTE_CODE_MODELS}
-            self.config.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
-        own_class = type(self)
-        if own_class.__name__.startswith("FSDP"):
-            # FSDP2 puts a class of its own around this one, whose code would be saved in place of this one's.
-            self.__class__ = own_class.__bases__[-1]
+            self.config.custom_pipelines = {**(own_pipelines or {}), **deepcopy(CUSTOM_PIPELINES)}
+        for tower_config in (self.config.vision_config, self.config.text_config):
+            # Of a tower that was saved alone, or loaded from its own folder.
+            tower_config.__dict__.pop("auto_map", None)
         try:
-            super().save_pretrained(save_directory, *args, **kwargs)
+            with saved_class(self):
+                super().save_pretrained(save_directory, *args, **kwargs)
         finally:
-            self.__class__ = own_class
-            # Only the folder carries it: see PixCLIPConfig.__post_init__.
+            # Only the folder carries ours: see PixCLIPConfig.__post_init__.
             self.config.__dict__.pop("custom_pipelines", None)
+            if own_pipelines is not None:
+                self.config.custom_pipelines = own_pipelines
 
 
 class PixCLIPModel(EncodingMixin, PixCLIPPreTrainedModel):

@@ -22,6 +22,7 @@ from .encoding import encode_texts, evaluating
 from .forward_arguments import check_forward_kwargs
 from .parent_checkpoints import check_fields, load_backbone
 from .position_stretching import find_position_table, resize_position_table
+from .saved_class import saved_class
 from .text_attention import VARLEN_ATTENTION, NotPackableError, PackedTexts, find_first_position, takes_packed_texts
 from .text_backbone_reference import TextBackboneCheckpoints
 from .text_backbone_training import TextBackboneTraining, add_lora
@@ -106,6 +107,8 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # A tower saved alone has its code beside it, as the whole model has.
+    _auto_class = "AutoModel"
     _keys_to_ignore_on_load_unexpected = [
         r"^vision_model\.",
         r"^visual_projection\.",
@@ -190,6 +193,11 @@ class PixCLIPTextModel(TextPaths, TextBackboneTraining, TextBackboneCheckpoints,
         if long_text_path:
             model.add_long_text_path(**long_text_path)
         return model
+
+    def save_pretrained(self, *args, **kwargs):
+        """As [`PixCLIPModel.save_pretrained`]; the code is saved too, so that `AutoModel` loads the folder remotely."""
+        with saved_class(self):
+            super().save_pretrained(*args, **kwargs)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -18,6 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_pixclip import PixCLIPVisionConfig
 from .forward_arguments import check_forward_kwargs
+from .saved_class import saved_class
 
 
 @dataclass
@@ -324,6 +325,8 @@ class PixCLIPVisionPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": PixCLIPVisionEncoderLayer, "attentions": PixCLIPVisionAttention}
     _input_embed_layer = "patch_embedding"
+    # A tower saved alone has its code beside it, as the whole model has.
+    _auto_class = "AutoModel"
     _keys_to_ignore_on_load_unexpected = [
         r"^text_model\.",
         r"^logit_(scale|bias)",
@@ -339,6 +342,11 @@ class PixCLIPVisionPreTrainedModel(PreTrainedModel):
         elif hasattr(module, "init_std"):
             # Told by the layer and not set through its parent: parents without parameters of their own are skipped.
             init.normal_(module.weight, std=module.init_std)
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in every Transformers model; the code is saved too, so that `AutoModel` loads the folder remotely."""
+        with saved_class(self):
+            super().save_pretrained(*args, **kwargs)
 
 
 class PixCLIPVisionModel(PixCLIPVisionPreTrainedModel):

@@ -3,14 +3,15 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Pipeline
 from transformers.image_utils import load_image
+
+from .pipeline_inputs import LazyResults, PreparedInputs, PreparedStream, RefusedInput
 
 
 # What else the region readers of processing_pixclip put into a sample; no pipeline reads it.
@@ -30,54 +31,38 @@ _READER_KEYS = frozenset(
 _POOLINGS = ("cls", "mask", "roi")
 
 
-class _Prepared(Dataset):
-    """The inputs of one call, each through `preprocess` when it is asked for."""
-
-    def __init__(self, pipe: "_RegionPipeline", inputs: Any, options: dict):
-        self.pipe, self.inputs, self.options = pipe, inputs, options
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, place: int) -> dict:
-        return self.pipe.preprocess(self.inputs[place], place=place, **self.options)
-
-
-class _PreparedStream(IterableDataset):
-    def __init__(self, pipe: "_RegionPipeline", inputs: Iterable, options: dict):
-        self.pipe, self.inputs, self.options = pipe, inputs, options
-
-    def __iter__(self) -> Iterator[dict]:
-        for place, item in enumerate(self.inputs):
-            yield self.pipe.preprocess(item, place=place, **self.options)
-
-
-class _Results:
-    """Answers of a pipeline, made batch by batch as they are read."""
-
-    def __init__(self, loader: DataLoader, count: int | None, answer: Any):
-        self._count = count
-        self._answers = (result for batch in loader for result in answer(batch))
-
-    def __len__(self) -> int:
-        if self._count is None:
-            raise TypeError("the results of a stream have no length")
-        return self._count
-
-    def __iter__(self) -> "_Results":
-        return self
-
-    def __next__(self) -> Any:
-        return next(self._answers)
-
-
 class _RegionPipeline(Pipeline):
     """What both pipelines share: images with any number of regions, in batches, to one embedding a region."""
 
-    _load_processor = True
-    _load_image_processor = False
+    # None: what a folder lacks is left out. One without a tokenizer has an image processor alone, which is enough to embed.
+    _load_processor = None
+    _load_image_processor = None
     _load_feature_extractor = False
     _load_tokenizer = False
+
+    def __init__(self, model: Any, *args, processor: Any = None, image_processor: Any = None, **kwargs):
+        if getattr(model.config, "model_type", None) != "pixclip":
+            raise ValueError(
+                f"the model is a {type(model).__name__}; {type(self).__name__} takes a whole PixCLIP model (PixCLIPModel, "
+                "PixCLIPForPreTraining), as a tower alone does not map regions and texts to one space."
+            )
+        if processor is not None and not hasattr(processor, "tokenizer"):
+            processor, image_processor = None, processor
+        if processor is not None:
+            image_processor = processor.image_processor
+        name = model.name_or_path
+        if image_processor is None:
+            raise ValueError(
+                f"there is no processor of images beside the model {name!r}; pass processor=, a PixCLIPProcessor, or "
+                "image_processor=, a PixCLIPImageProcessor."
+            )
+        if processor is None and self._reads_texts:
+            raise ValueError(
+                f"there is no tokenizer beside the model {name!r}, or its processor cannot be loaded, and labels go "
+                "through one. Pass processor=, a PixCLIPProcessor with the tokenizer of the model's text encoder; "
+                "region-feature-extraction does without."
+            )
+        super().__init__(model, *args, processor=processor, image_processor=image_processor, **kwargs)
 
     def __call__(self, inputs: Any, masks: Any = None, boxes: Any = None, **kwargs) -> Any:
         if isinstance(inputs, tuple) or getattr(inputs, "ndim", 0) == 4:
@@ -106,8 +91,15 @@ class _RegionPipeline(Pipeline):
             )
         if pooling not in (None, *_POOLINGS):
             raise ValueError(f"pooling is {pooling!r}; accepted are {', '.join(map(repr, _POOLINGS))} and None.")
-        if region_batch_size is not None and (not isinstance(region_batch_size, int) or region_batch_size < 1):
+        if region_batch_size is not None and (type(region_batch_size) is not int or region_batch_size < 1):
             raise ValueError(f"region_batch_size is {region_batch_size!r}; accepted are 1 and more.")
+        if images_kwargs is not None:
+            accepted = self.image_processor.valid_kwargs.__annotations__
+            if not isinstance(images_kwargs, dict) or not images_kwargs.keys() <= accepted.keys():
+                raise ValueError(
+                    f"images_kwargs is {images_kwargs!r}; accepted is a dict of options of the image processor: "
+                    f"{', '.join(accepted)}."
+                )
         prepare = {"timeout": timeout, "images_kwargs": images_kwargs}
         embed = {"pooling": pooling, "mask_input": mask_input, "region_batch_size": region_batch_size}
         return _given(prepare), _given(embed), {}
@@ -139,12 +131,15 @@ class _RegionPipeline(Pipeline):
             image = item["image"]
         else:
             given, image = {}, item
+        if image is None and place is None:
+            raise ValueError("images is None; pass an image, a dict of 'image' and its regions, or a list of them.")
         image = _load_from_afar(image, f"images[{place or 0}]", timeout)
+        process = self.image_processor if self.processor is None else self.processor
         if place is None:
-            return dict(self.processor(images=image, **given, return_tensors="pt", **(images_kwargs or {})))
+            return dict(process(images=image, **given, return_tensors="pt", **(images_kwargs or {})))
         given = {name: [values] for name, values in given.items()}
         try:
-            return dict(self.processor(images=[image], **given, return_tensors="pt", **(images_kwargs or {})))
+            return dict(process(images=[image], **given, return_tensors="pt", **(images_kwargs or {})))
         except ValueError as error:
             # The processor saw a list of one.
             message = re.sub(r"\b(images|masks|boxes)\[0\]", lambda match: f"{match[1]}[{place}]", str(error))
@@ -233,7 +228,10 @@ class _RegionPipeline(Pipeline):
         """What `_forward` takes in every batch of a call, made once."""
         return forward_params
 
-    def _answer(self, batch: list[dict], forward_params: dict, postprocess_params: dict) -> list:
+    def _answer(self, batch: list[dict | RefusedInput], forward_params: dict, postprocess_params: dict) -> list:
+        for item in batch:
+            if isinstance(item, RefusedInput):
+                raise item.kind(item.message)
         outputs = self.forward(batch, **forward_params)
         return [self.postprocess(output, **postprocess_params) for output in outputs]
 
@@ -243,17 +241,17 @@ class _RegionPipeline(Pipeline):
 
     def get_iterator(
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
-    ) -> _Results:
+    ) -> LazyResults:
         # The base class pads what it batches; regions are not padded.
         forward_params = self._for_one_call(forward_params)
         if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
-            prepared, count = _Prepared(self, inputs, preprocess_params), len(inputs)
+            prepared, count = PreparedInputs(self, inputs, preprocess_params), len(inputs)
         else:
             # Several workers would each read the whole stream.
-            prepared, count = _PreparedStream(self, inputs, preprocess_params), None
+            prepared, count = PreparedStream(self, inputs, preprocess_params), None
             num_workers = min(num_workers, 1)
         loader = DataLoader(prepared, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-        return _Results(loader, count, lambda batch: self._answer(batch, forward_params, postprocess_params))
+        return LazyResults(loader, count, lambda batch: self._answer(batch, forward_params, postprocess_params))
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
@@ -265,7 +263,28 @@ class _RegionPipeline(Pipeline):
         """
         self.model.save_pretrained(save_directory, **kwargs)
         hub = ("push_to_hub", "repo_id", "commit_message", "private", "token", "revision", "create_pr")
-        self.processor.save_pretrained(save_directory, **{name: kwargs[name] for name in hub if name in kwargs})
+        processor = self.image_processor if self.processor is None else self.processor
+        processor.save_pretrained(save_directory, **{name: kwargs[name] for name in hub if name in kwargs})
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """
+        Pushes model and code, and then the processor, to the Hub.
+
+        Args:
+            repo_id (`str`): Name of the repository, made if it does not exist.
+            **kwargs: Those of [`~PreTrainedModel.push_to_hub`].
+
+        Returns:
+            What the model's `push_to_hub` returns: its commit.
+
+        Raises:
+            ValueError: If the text backbone cannot be left out, see the model's `push_to_hub`.
+        """
+        commit = self.model.push_to_hub(repo_id, **kwargs)
+        if getattr(commit, "pr_revision", None):
+            kwargs |= {"create_pr": False, "revision": commit.pr_revision}
+        (self.image_processor if self.processor is None else self.processor).push_to_hub(repo_id, **kwargs)
+        return commit
 
 
 class ZeroShotRegionClassificationPipeline(_RegionPipeline):
@@ -307,7 +326,11 @@ class ZeroShotRegionClassificationPipeline(_RegionPipeline):
         "images_kwargs",
     )
 
-    def __call__(self, inputs: Any, masks: Any = None, boxes: Any = None, **kwargs) -> Any:
+    _reads_texts = True
+
+    def __call__(
+        self, inputs: Any, candidate_labels: list[str] | None = None, *, masks: Any = None, boxes: Any = None, **kwargs
+    ) -> Any:
         """
         Scores each region of each image against the labels.
 
@@ -315,10 +338,10 @@ class ZeroShotRegionClassificationPipeline(_RegionPipeline):
             inputs: An image; a dict of `image` and maybe `masks` and `boxes`; or a list, generator or data set of
                 either. An image is what the processor takes, a URL, or an image in base64. A sample of the package's
                 region readers is such a dict.
+            candidate_labels (`list[str]`): The labels, each once. Optional where the pipeline was made with them.
             masks (*optional*): Regions of the image as masks, in any form that the processor takes; with a list of
                 images one entry an image.
             boxes (*optional*): Regions as boxes, xyxy in pixels, in the same way.
-            candidate_labels (`list[str]`): The labels.
             hypothesis_template (`str`, *optional*, defaults to `"This is a photo of {}."`): `"{}"` stands for the label.
             long_text (`bool`, *optional*, defaults to `False`): Encode the labels on the text tower's long path, if it
                 has one.
@@ -340,10 +363,12 @@ class ZeroShotRegionClassificationPipeline(_RegionPipeline):
             probability for each label by itself.
 
         Raises:
-            ValueError: If the processor refuses an image, a region or a label, with its message; if labels are missing,
-                or the template has no `{}`.
+            ValueError: If the processor refuses an image, a region or a label, with its message; if labels are missing or
+                equal, or the template has no `{}`.
             TypeError: If a keyword is unknown.
         """
+        if candidate_labels is not None:
+            kwargs["candidate_labels"] = candidate_labels
         return super().__call__(inputs, masks, boxes, **kwargs)
 
     def _sanitize_parameters(
@@ -444,7 +469,9 @@ class RegionFeatureExtractionPipeline(_RegionPipeline):
         "images_kwargs",
     )
 
-    def __call__(self, inputs: Any, masks: Any = None, boxes: Any = None, **kwargs) -> Any:
+    _reads_texts = False
+
+    def __call__(self, inputs: Any, *, masks: Any = None, boxes: Any = None, **kwargs) -> Any:
         """
         Embeds each region of each image.
 
@@ -493,6 +520,11 @@ def _check_labels(labels: Any) -> list[str]:
     for index, label in enumerate(labels):
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"candidate_labels[{index}] is {label!r}; a label is a string that is not empty.")
+        if label in labels[:index]:
+            raise ValueError(
+                f"candidate_labels[{index}] is {label!r}, as is candidate_labels[{labels.index(label)}]; equal labels "
+                "would share one score. Pass each label once."
+            )
     return list(labels)
 
 

@@ -4,12 +4,14 @@
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import CommitOperationDelete, HfApi, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -22,6 +24,7 @@ from .text_backbone_training import is_adapter
 VOLATILE = frozenset(
     "_commit_hash _name_or_path architectures auto_map dtype is_causal torch_dtype transformers_version use_cache".split()
 )
+WEIGHTS_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -105,6 +108,26 @@ def load_complete(name: str | os.PathLike, config: PreTrainedConfig, **options) 
             f"{len(mismatched)} have another shape {mismatched[:5]}. Take a complete checkpoint of the same configuration."
         )
     return backbone
+
+
+def stale_weights(there: Iterable[str], kept: Iterable[str]) -> list[str]:
+    """
+    Files of weights beside others: Transformers takes model.safetensors before shards, whichever was pushed last.
+
+    Args:
+        there (`Iterable[str]`): Paths of the files in a repository.
+        kept (`Iterable[str]`): Those that were just written.
+
+    Returns:
+        `list[str]`: Those of `there`, not in a subfolder, that hold or list weights and are not in `kept`.
+
+    Example:
+        >>> from modeling_pixclip.text_backbone_reference import stale_weights
+        >>> stale_weights(["config.json", "model.safetensors"], ["model-00001-of-00001.safetensors"])
+        ['model.safetensors']
+    """
+    kept = set(kept)
+    return sorted(name for name in there if name not in kept and WEIGHTS_FILE.fullmatch(name))
 
 
 def _name(source: dict[str, str | None]) -> str:
@@ -419,7 +442,9 @@ class TextBackboneCheckpoints:
             if config.backbone_source is not None and "folder" in config.backbone_source:
                 saved_in = os.path.realpath(save_directory)
                 folder = Path(os.path.relpath(config.backbone_source["folder"], saved_in)).as_posix()
-                config.backbone_source = {**config.backbone_source, "folder": folder}
+                # A relative folder tells nothing on the Hub.
+                pushed = kwargs.get("push_to_hub", False)
+                config.backbone_source = None if pushed else {**config.backbone_source, "folder": folder}
             # Others are not told how folders are named here.
             known = config.backbone_source is not None
             config.backbone_config.name_or_path = _name(config.backbone_source) if known else os.path.basename(name)
@@ -440,6 +465,27 @@ class TextBackboneCheckpoints:
             return super().push_to_hub(*args, **kwargs)
         finally:
             config.backbone_source = source
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args, **kwargs):
+        """That of Transformers, for `push_to_hub`; weights of an earlier push in other files are deleted after it."""
+        commit = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        written = os.listdir(working_dir)
+        # Of adapters, or of a variant, which lie beside the weights.
+        if not any(map(WEIGHTS_FILE.fullmatch, written)):
+            return commit
+        api, revision = HfApi(token=kwargs.get("token")), commit.pr_revision or kwargs.get("revision")
+        stale = stale_weights(api.list_repo_files(repo_id, revision=revision), written)
+        if not stale:
+            return commit
+        deletion = api.create_commit(
+            repo_id,
+            [CommitOperationDelete(name) for name in stale],
+            commit_message="Delete weights that would be loaded in place of those just pushed",
+            revision=revision,
+            parent_commit=commit.oid,
+        )
+        # That of a pull request tells where it is.
+        return commit if commit.pr_revision else deletion
 
     def _check_reference(self, push_to_hub: bool):
         config = self._text_config
@@ -467,4 +513,11 @@ class TextBackboneCheckpoints:
             )
 
 
-__all__ = ["TextBackboneCheckpoints", "backbone_source", "config_fields", "config_sha256", "load_complete"]
+__all__ = [
+    "TextBackboneCheckpoints",
+    "backbone_source",
+    "config_fields",
+    "config_sha256",
+    "load_complete",
+    "stale_weights",
+]

@@ -18,7 +18,20 @@ except (ImportError, RuntimeError):
     tv_functional = None
 
 
-class PixCLIPImageProcessorPil(PixCLIPImageProcessorBase, PilBackend):
+class _OneBackend:
+    """A class is of one backend, which loading cannot change."""
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict, **kwargs):
+        if "backend" in kwargs:
+            raise TypeError(
+                f"{cls.__name__} does not take backend={kwargs['backend']!r}, as it is of one backend. Load by "
+                "AutoImageProcessor, which takes it, or by the class itself: PixCLIPImageProcessorPil is that of PIL."
+            )
+        return super().from_dict(image_processor_dict, **kwargs)
+
+
+class PixCLIPImageProcessorPil(_OneBackend, PixCLIPImageProcessorBase, PilBackend):
     """Turns images, and per image any number of region masks or boxes, into PixCLIP's ragged batch.
 
     Images are resampled by PIL. `PixCLIPImageProcessor` is this class where torchvision is not installed. The
@@ -44,7 +57,7 @@ if tv_functional is None:
     BACKENDS = {"pil": PixCLIPImageProcessorPil}
 else:
 
-    class PixCLIPImageProcessor(PixCLIPImageProcessorBase, TorchvisionBackend):
+    class PixCLIPImageProcessor(_OneBackend, PixCLIPImageProcessorBase, TorchvisionBackend):
         """Turns images, and per image any number of region masks or boxes, into PixCLIP's ragged batch.
 
         Arguments, options, results and errors are those of `PixCLIPImageProcessorPil`, and masks and boxes are the

@@ -138,14 +138,26 @@ def read_rows(repository, **options):
     return told_samples(StreamedRecords(load_dataset(repository, split="train", streaming=True, **options)))
 
 
-def run_example(name, arguments, token):
-    """`main` of a script of the examples: exit status, standard output, error output."""
+def run_example(name, arguments, token, without=()):
+    """
+    `main` of a script of the examples: exit status, standard output, error output.
+
+    Args:
+        without: Functions of the script, without an answer, to leave out: another test has them.
+    """
     os.environ["HF_TOKEN"] = token
     if str(EXAMPLES) not in sys.path:
         sys.path.insert(0, str(EXAMPLES))
+    example = importlib.import_module(name)
+    kept = {function: getattr(example, function) for function in without}
+    for function in without:
+        setattr(example, function, lambda *arguments: None)
     output, errors = io.StringIO(), io.StringIO()
-    with redirect_stdout(output), redirect_stderr(errors):
-        status = importlib.import_module(name).main(arguments)
+    try:
+        with redirect_stdout(output), redirect_stderr(errors):
+            status = example.main(arguments)
+    finally:
+        vars(example).update(kept)
     return [status, output.getvalue(), errors.getvalue()]
 
 

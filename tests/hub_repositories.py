@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -73,6 +74,12 @@ class Repository:
     def save(self):
         commits = {oid: asdict(commit) for oid, commit in self.commits.items()}
         replace_file(path_of(self.kind, self.name), json.dumps({**vars(self), "commits": commits}).encode())
+
+
+def check_ref_name(name: str):
+    """git-check-ref-format, by git itself."""
+    if subprocess.run(["git", "check-ref-format", "--branch", name], capture_output=True).returncode:
+        raise HubError(400, f"Invalid reference name: {name}")
 
 
 def path_of(kind: str, name: str) -> Path:

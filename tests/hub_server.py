@@ -30,6 +30,7 @@ from hub_repositories import (
     HubError,
     Repository,
     blob,
+    check_ref_name,
     large_file,
     load,
     metadata_of,
@@ -277,10 +278,11 @@ def list_refs(request: Request, kind: str, namespace: str, name: str):
 @app.post("/api/{kind}/{namespace}/{name}/branch/{branch:path}")
 async def create_branch(request: Request, kind: str, namespace: str, name: str, branch: str):
     start = (await request.json()).get("startingPoint", "main")
+    check_ref_name(branch)
     with changing:
         repository = writable(request, kind, f"{namespace}/{name}")
-        if branch in repository.branches:
-            raise HubError(409, f"Reference already exists: refs/heads/{branch}")
+        if branch in repository.branches or branch in repository.tags:
+            raise HubError(409, f"Reference already exists: {branch}")
         repository.branches[branch] = repository.find(start)
         repository.save()
     return {}
@@ -289,10 +291,11 @@ async def create_branch(request: Request, kind: str, namespace: str, name: str, 
 @app.post("/api/{kind}/{namespace}/{name}/tag/{revision:path}")
 async def create_tag(request: Request, kind: str, namespace: str, name: str, revision: str):
     tag = (await request.json())["tag"]
+    check_ref_name(tag)
     with changing:
         repository = writable(request, kind, f"{namespace}/{name}")
-        if tag in repository.tags:
-            raise HubError(409, f"Tag already exists: refs/tags/{tag}")
+        if tag in repository.tags or tag in repository.branches:
+            raise HubError(409, f"Reference already exists: {tag}")
         repository.tags[tag] = repository.find(revision)
         repository.save()
     return {}

@@ -4,11 +4,14 @@ Runs Transformers' own tests on PixCLIP: `python tests/run_hf_suite.py [options 
 
 The sdist of the installed release holds the test mixins that every model of the library must pass. They are fetched once
 into `.cache/hf_suite/VERSION` and never committed; `tests/hf_suite/tester_*.py` apply them to our classes. This module
-is also the plugin of those runs: every skipped test, every overridden one and every flag of a mixin that a tester
-turns off needs an entry in the tester's `reasons`, and every entry needs something that it explains.
+is also the plugin of those runs. A tester's `reasons` must say why for: every skipped test, every test and helper of a
+mixin that it replaces, every setting of a mixin that it changes, and every table of the library that its module edits.
+Every entry needs something that it explains. All of them are printed, also the skips that this machine explains, and the
+mixins that are not run at all.
 """
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -18,9 +21,11 @@ import tarfile
 import tempfile
 from collections import Counter, defaultdict
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import TestCase
 
 import pytest
 
@@ -51,15 +56,43 @@ STUBS = {
     "pytest.ini": "[pytest]\nfilterwarnings = ignore\n",
 }
 
-# Skips that say what this machine or run lacks, by what pytest reports of them.
+# Skips that say what this machine lacks: the words of the library's `require_*` decorators, and of nothing else.
+REQUIRES = r"^test requires .*"
 ENVIRONMENT = {
-    "accelerator": r"accelerator|CUDA|GPU|NVIDIA|XPU|TensorFloat32|\bMPS\b",
-    "flash-attn": r"requires? .*[Ff]lash.?[Aa]tt",
-    "deepspeed": r"requires? .*deepspeed",
-    "kernels": r"requires? .*\bkernels\b",
-    "bitsandbytes": r"requires? .*bitsandbytes",
-    "video and audio packages": r"requires? .*([Tt]orchcodec|librosa)",
-    "slow": r"^(test|unconditional skip: test) is slow",
+    "accelerator": REQUIRES + r"(accelerator|CUDA|GPU|XPU|\bMPS\b)",
+    "flash-attn": REQUIRES + r"flash.?att",
+    "deepspeed": REQUIRES + r"deepspeed",
+    "kernels": REQUIRES + r"\bkernels\b",
+    "bitsandbytes": REQUIRES + r"bitsandbytes",
+    "video and audio packages": REQUIRES + r"(torchcodec|librosa)",
+}
+
+# Mixins of the library that no tester derives from.
+NOT_RUN = {
+    "ExportTesterMixin": (
+        "a base of ModelTesterMixin, but its module is not in the sdist and an empty class stands in for it; "
+        "tests/test_export.py tests export"
+    ),
+    "GenerationTesterMixin": "not in the sdist either, and no model of ours generates text",
+    "PipelineTesterMixin": (
+        "it runs test classes of tests/pipelines, which are not in the sdist, on tiny models of the Hub that its list "
+        "names, none of them ours; tests/test_pipelines.py tests our pipelines and the stock one"
+    ),
+    "AnnotationFormatTestMixin": "no annotations of object detection",
+    "BackboneTesterMixin": "no model of ours is a backbone of detectors",
+    "DecisionHeadTesterMixin": "no decision head",
+    "ExpertParallelTesterMixin": "no experts",
+    "FSDPTesterMixin": "of models with an FSDP plan of the library's list; tests/test_distributed_*.py run ours in processes",
+    "FeatureExtractionSavingTestMixin": "no audio",
+    "MemoryCleanupMixin": "no tests: it frees memory between tests on accelerators",
+    "PostProcessSemanticSegmentationTestMixin": "no segmentation",
+    "SentencePieceBackendTesterMixin": "tokenizers are the backbones'",
+    "SequenceFeatureExtractionTestMixin": "no audio",
+    "TensorParallelTesterMixin": "no tensor parallel plan",
+    "TokenizerTesterMixin": "tokenizers are the backbones'",
+    "TokenizersBackendTesterMixin": "tokenizers are the backbones'",
+    "TrainingTesterMixin": "it trains language models; tests/test_training_*.py train ours",
+    "VideoProcessingTestMixin": "no videos",
 }
 
 
@@ -105,35 +138,91 @@ def write_workspace(mixins: Path, workspace: Path):
         (workspace / "tests" / module.name).write_bytes(module.read_bytes())
 
 
-def is_flag(name: str, value) -> bool:
-    return isinstance(value, bool) and not name.startswith("__")
+def is_theirs(base: type) -> bool:
+    """Whether a class is the library's or Python's, and not one of a tester's module."""
+    return base.__module__.partition(".")[0] in ("tests", "transformers", "unittest", "builtins", "abc", "typing")
 
 
+def is_mixin(base: type) -> bool:
+    return base.__module__.startswith("tests.")
+
+
+def is_method(value) -> bool:
+    return callable(value) or isinstance(value, (classmethod, staticmethod, property))
+
+
+def changes_of(cls: type) -> tuple[set[str], set[str]]:
+    """
+    What a class of ours changes of the library's classes it derives from: names of replaced tests and methods, and
+    `name=value` of other attributes that have a value there, which a tester is not asked to fill in.
+    """
+    replaced, settings = set(), set()
+    theirs = [base for base in cls.__mro__ if is_theirs(base) and base is not object]
+    for base in cls.__mro__:
+        for name, value in {} if is_theirs(base) else vars(base).items():
+            other = next((vars(other)[name] for other in theirs if name in vars(other)), None)
+            defined = [other.__module__ for other in theirs if name in vars(other)]
+            # ProcessorTesterMixin looks for such methods, and has none itself.
+            if name.startswith("_setup_") and is_method(value):
+                replaced.add(name)
+            # unittest's own setUp and the like are there to be written.
+            if not defined or (name.startswith("__") and not is_method(other)):
+                continue
+            if not any(module.startswith("tests.") for module in defined) and name.startswith(("setUp", "tearDown")):
+                continue
+            # ModelTesterMixin wraps every inherited test anew in each class.
+            if value is other or inspect.unwrap(value) is inspect.unwrap(other):
+                continue
+            if is_method(other) or (name.startswith("test_") and not isinstance(value, bool)):
+                replaced.add(name)
+            elif other not in (None, (), []) and value != other:
+                settings.add(f"{name}={value}")
+    return replaced, settings
+
+
+def edited_names(path: Path) -> set[str]:
+    """Imported names whose objects a tester's module, or one beside it that it imports from, changes as it is loaded."""
+    edited = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets = []
+        if isinstance(node, ast.ImportFrom) and (beside := path.parent / f"{node.module}.py").is_file():
+            edited |= edited_names(beside) if not node.level else set()
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            targets = [node.value.func]
+        elif isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Delete)):
+            targets = node.targets if hasattr(node, "targets") else [node.target]
+        for target in targets:
+            depth = 0
+            while isinstance(target, (ast.Attribute, ast.Subscript, ast.Call)):
+                target, depth = target.func if isinstance(target, ast.Call) else target.value, depth + 1
+            if depth and isinstance(target, ast.Name):
+                edited.add(target.id)
+    return edited
+
+
+@cache
 def table_of(tester: type) -> dict:
-    """What a tester class says of itself: its reasons, its tests, and those and the flags that differ from the mixins'."""
-    ours = [base for base in tester.__mro__ if "reasons" in vars(base) or base is tester]
-    theirs = [base for base in tester.__mro__ if base not in ours]
-    inherited = {name for base in theirs for name in vars(base)}
-    overrides, flags = set(), {}
-    for base in ours:
-        for name, value in vars(base).items():
-            # Testers of the library wrap every inherited test anew in each class.
-            function = getattr(value, "__wrapped__", value)
-            if name.startswith("test_") and callable(value) and name in inherited:
-                if getattr(function, "__module__", None) == base.__module__:
-                    overrides.add(name)
-            elif is_flag(name, value) and name in inherited:
-                theirs_value = next(vars(other)[name] for other in theirs if name in vars(other))
-                if theirs_value != value:
-                    flags[f"{name}={value}"] = True
-    if (helper := getattr(tester, "config_tester_class", None)) is not None:
-        overrides |= {name for name in vars(helper) if name in dir(helper.__base__) and not name.startswith("_")}
+    """What a tester class says of itself: its reasons, and what it and its module change of the library's tests."""
+    module = sys.modules[tester.__module__]
+    overrides, settings = changes_of(tester)
+    names = {name for base in tester.__mro__ if is_theirs(base) for name in vars(base)}
+    # Classes beside the testers that adapt the library's helpers, such as ConfigTester.
+    for helper in vars(module).values():
+        if not isinstance(helper, type) or helper.__module__ != module.__name__ or issubclass(helper, TestCase):
+            continue
+        if any(is_mixin(base) for base in helper.__mro__):
+            replaced, changed = changes_of(helper)
+            overrides |= {f"{helper.__name__}.{name}" for name in replaced}
+            settings |= {f"{helper.__name__}.{name}" for name in changed}
+            names |= {f"{helper.__name__}.{name}" for base in helper.__mro__ if is_theirs(base) for name in vars(base)}
     return {
         "reasons": dict(getattr(tester, "reasons", {})),
-        # Of the mixins; not each release has them all.
-        "tests": sorted(name for name in inherited if name.startswith("test_")),
+        # Not each release has them all.
+        "names": sorted(names),
+        "mixins": [base.__name__ for base in tester.__mro__ if is_mixin(base)],
         "overrides": sorted(overrides),
-        "flags": sorted(flags),
+        "flags": sorted(settings),
+        "edits": sorted(edited_names(Path(module.__file__))),
     }
 
 
@@ -182,10 +271,10 @@ def explain(reports: list[dict], tables: dict, whole: bool = True) -> tuple[Coun
     """
     Counts of outcomes, the problems, and a line for each reason that was used.
 
-    A problem is a failure, a skip that neither the environment nor a reason explains, an override or a flag without a
-    reason, and, of a `whole` run without other problems, a reason that explains nothing.
+    A problem is a failure, a skip that neither the environment nor a reason explains, an override, a flag or an edit
+    without a reason, and, of a `whole` run without other problems, a reason that explains nothing.
     """
-    counts, problems, used = Counter(), [], Counter()
+    counts, problems, used, lacking = Counter(), [], Counter(), defaultdict(set)
     for report in reports:
         tester, _, name = report["test"].rpartition("::")
         tester = tester.rpartition("::")[2]
@@ -195,9 +284,11 @@ def explain(reports: list[dict], tables: dict, whole: bool = True) -> tuple[Coun
         elif report["outcome"] == "passed":
             counts["passed (parts of tests)" if report["part"] else "passed"] += 1
         else:
-            kind = next((kind for kind, text in ENVIRONMENT.items() if re.search(text, report["reason"])), None)
+            told = report["reason"].removeprefix("unconditional skip: ")
+            kind = next((kind for kind, text in ENVIRONMENT.items() if re.search(text, told, re.IGNORECASE)), None)
             if kind is not None:
                 counts[f"skipped: {kind}"] += 1
+                lacking[name, told].add(tester)
                 continue
             counts["skipped: ours"] += 1
             key = next((key for key in tables.get(tester, {}).get("reasons", {}) if fnmatchcase(name, key)), None)
@@ -206,29 +297,31 @@ def explain(reports: list[dict], tables: dict, whole: bool = True) -> tuple[Coun
             else:
                 used[tester, key, "skipped"] += 1
     for tester, table in tables.items():
-        for kind in ("overrides", "flags"):
+        for kind, what in (("overrides", "replaced"), ("flags", "set"), ("edits", "edited")):
             for name in table[kind]:
                 key = next((key for key in table["reasons"] if fnmatchcase(name, key)), None)
                 if key is None:
                     problems.append(f"{kind[:-1]} without a reason: {tester}.{name}")
                 else:
-                    used[tester, key, {"overrides": "overridden", "flags": "set"}[kind]] += 1
+                    used[tester, key, what] += 1
     if problems or not whole:
-        return counts, problems, describe(used, tables)
+        return counts, problems, describe(used, tables, lacking)
     # Testers share reasons; one of them has to need it. A test that this release lacks needs none.
     known = {(key, tables[tester]["reasons"][key]) for tester, key, _ in used}
     for tester, table in tables.items():
         for key, reason in table["reasons"].items():
-            exists = "=" in key or any(fnmatchcase(name, key) for name in table["tests"])
+            exists = "=" in key or any(fnmatchcase(name, key) for name in table["names"])
             if exists and (key, reason) not in known:
                 problems.append(f"reason that explains nothing: {tester}: {key!r}")
-    return counts, problems, describe(used, tables)
+    return counts, problems, describe(used, tables, lacking)
 
 
-def describe(used: Counter, tables: dict) -> list[str]:
+def describe(used: Counter, tables: dict, lacking: dict) -> list[str]:
     testers = defaultdict(list)
     for tester, key, what in sorted(used):
         testers[key, what, tables[tester]["reasons"][key]].append(tester)
+    for (name, told), names in lacking.items():
+        testers[name, "skipped", told] = sorted(names)
     return [f"{key} {what} ({', '.join(names)}): {reason}" for (key, what, reason), names in sorted(testers.items())]
 
 
@@ -244,6 +337,8 @@ def run_testers(
         RESULTS: str(results),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        # So that a skip says what a slow test needs; the few slow ones all need an accelerator.
+        "RUN_SLOW": "1",
     }
     command = [sys.executable, "-m", "pytest", "-c", str(workspace / "pytest.ini")]
     command += [
@@ -263,11 +358,23 @@ def run_testers(
     return status, recorded
 
 
-def judge(statuses: list[int], recorded: dict, whole: bool = True) -> int:
-    """Prints the outcome; 0 if every test passed or is explained."""
+def mixins_of(folder: Path) -> set[str]:
+    """Names of the mixin classes in the library's test modules, and of those that only have a stub."""
+    texts = [*STUBS.values(), *(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))]
+    return {name for text in texts for name in re.findall(r"^class (\w+Mixin)\b", text, re.MULTILINE)}
+
+
+def judge(statuses: list[int], recorded: dict, whole: bool = True, mixins: frozenset | set = frozenset()) -> int:
+    """Prints the outcome; 0 if every test passed or is explained, and each of `mixins` is run or in `NOT_RUN`."""
     counts, problems, reasons = explain(recorded["reports"], recorded["tables"], whole)
-    print("\n== every skip, override and flag of ours, with its reason")
+    print("\n== everything that is skipped, replaced, set or edited, with its reason")
     print("\n".join(reasons))
+    stubs = {name for name in NOT_RUN if any(f"class {name}:" in text for text in STUBS.values())}
+    run = {name for table in recorded["tables"].values() for name in table["mixins"]} - stubs
+    if mixins:
+        print("\n== mixins that are not run, with the reason")
+        print("\n".join(f"{name}: {NOT_RUN[name]}" for name in sorted((mixins - run) & NOT_RUN.keys())))
+        problems += [f"mixin neither run nor in NOT_RUN: {name}" for name in sorted(mixins - run - NOT_RUN.keys())]
     print("\n== counts")
     for name, count in sorted({"passed": 0, "failed": 0, **counts}.items()):
         print(f"{name}: {count}")
@@ -301,7 +408,7 @@ def main(options: list[str]) -> int:
                 statuses.append(status)
                 recorded["reports"] += more["reports"]
                 recorded["tables"].update(more["tables"])
-    return judge(statuses, recorded, whole)
+    return judge(statuses, recorded, whole, mixins_of(mixins) if whole else frozenset())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 # Blocks the packages as it is imported.
 from load_by_remote_code import BLOCKED
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 
 
 def main():
@@ -29,6 +29,13 @@ def main():
         )
     else:
         raise AssertionError("a task was guessed")
+    embed = "region-feature-extraction"
+    inputs, options, wanted = request["answers"][embed]
+    pipe = pipeline(embed, model=request["without_tokenizer"], trust_remote_code=True, device="cpu")
+    assert pipe.processor is None and pipe(inputs, **options) == wanted
+    for folder, name in request["towers"].items():
+        tower = AutoModel.from_pretrained(folder, trust_remote_code=True)
+        assert type(tower).__name__ == name and type(tower).__module__.startswith("transformers_modules.")
     assert not [name for name in sys.modules if name.partition(".")[0] in BLOCKED]
     print("checked", len(request["sources"]))
 

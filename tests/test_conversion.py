@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -148,7 +149,91 @@ def test_a_torchscript_archive_is_read_without_running_it(tmp_path):
     assert_computes(convert(tmp_path / "odd.pt").model, state)
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "module"])
+class _Block(nn.Module):
+    """As OpenAI's, whose mask is an attribute and no buffer."""
+
+    def __init__(self, width, heads, mask):
+        super().__init__()
+        self.attn, self.attn_mask = nn.MultiheadAttention(width, heads), mask
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        layers = {"c_fc": nn.Linear(width, 4 * width), "gelu": nn.GELU(), "c_proj": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x):
+        normed = self.ln_1(x)
+        x = x + self.attn(normed, normed, normed, need_weights=False, attn_mask=self.attn_mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class _Blocks(nn.Module):
+    def __init__(self, width, heads, mask=None):
+        super().__init__()
+        self.resblocks = nn.Sequential(*[_Block(width, heads, mask) for _ in range(2)])
+
+    def forward(self, x):
+        return self.resblocks(x.transpose(0, 1)).transpose(0, 1)
+
+
+class _Vision(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.proj = nn.Conv2d(3, 32, 8, 8, bias=False), nn.Parameter(torch.empty(32, 24))
+        self.class_embedding = nn.Parameter(torch.empty(32))
+        self.positional_embedding = nn.Parameter(torch.empty(17, 32))
+        self.ln_pre, self.ln_post, self.transformer = nn.LayerNorm(32), nn.LayerNorm(32), _Blocks(32, 4)
+
+    def forward(self, pixels):
+        x = self.conv1(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding
+        return self.ln_post(self.transformer(self.ln_pre(x))[:, 0]) @ self.proj
+
+
+class _CLIP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.visual = _Vision()
+        self.transformer = _Blocks(32, 2, torch.full((20, 20), -torch.inf).triu(1))
+        self.token_embedding, self.ln_final = nn.Embedding(60, 32), nn.LayerNorm(32)
+        self.positional_embedding = nn.Parameter(torch.empty(20, 32))
+        self.text_projection, self.logit_scale = nn.Parameter(torch.empty(32, 24)), nn.Parameter(torch.tensor(0.0))
+        for name, size in (("input_resolution", 32), ("context_length", 20), ("vocab_size", 60)):
+            self.register_buffer(name, torch.tensor(size))
+
+    def forward(self, pixels, tokens):
+        x = self.transformer(self.token_embedding(tokens) + self.positional_embedding)
+        return self.visual(pixels), self.ln_final(x)[:, -1] @ self.text_projection
+
+
+def test_a_traced_archive_as_openai_releases_them(tmp_path):
+    """Weights in half precision but for norms and embeddings, and three sizes as tensors beside them."""
+    module = _CLIP().eval()
+    module.load_state_dict(openai_state(), strict=False)
+    inputs = random_images(1), torch.zeros(1, 20, dtype=torch.long)
+    with torch.no_grad():
+        traced = torch.jit.trace(module, inputs, check_trace=False)
+    for name, parameter in traced.named_parameters():
+        if "ln_" not in name and "embedding" not in name and name != "logit_scale":
+            parameter.data = parameter.data.half()
+    torch.jit.save(traced, tmp_path / "ViT.pt")
+    state = traced.state_dict()
+    assert {tensor.dtype for tensor in state.values()} == {torch.float16, torch.float32, torch.int64}
+    file = read_checkpoint(tmp_path / "ViT.pt")
+    assert file.container == "torchscript" and file.tensors.keys() == state.keys()
+    assert all(torch.equal(file.tensors[name], tensor) for name, tensor in state.items())
+    conversion = convert(tmp_path / "ViT.pt")
+    assert_computes(conversion.model, {name: tensor.float() for name, tensor in state.items()})
+    assert conversion.report["dropped"]["sizes stored as tensors"]["tensors"] == [
+        "input_resolution",
+        "context_length",
+        "vocab_size",
+    ]
+    [back], _, _ = to_source(conversion.model, "openai-clip", conversion.record, conversion.leftovers)
+    assert back.tensors.keys() == state.keys()
+    for name, tensor in state.items():
+        assert back.tensors[name].dtype == tensor.dtype and torch.equal(back.tensors[name], tensor), name
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "module"])
 def test_wrappers_and_prefixes_come_off(wrapper, tmp_path):
     """And what lies beside the weights is named; plain values there are no reason to refuse a file."""
     state = openai_state()
@@ -156,8 +241,30 @@ def test_wrappers_and_prefixes_come_off(wrapper, tmp_path):
     path = save({wrapper: prefixed, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "clip.pt")
     conversion = convert(path)
     assert_computes(conversion.model, state)
-    assert conversion.report["unwrapped"] == {"clip.pt": [wrapper, "module."]}
-    assert conversion.report["beside_the_weights"] == {"clip.pt": ["epoch", "optimizer"]}
+    assert conversion.report["unwrapped"] == {"OpenAI CLIP": [wrapper, "module."]}
+    assert conversion.report["beside_the_weights"] == {"OpenAI CLIP": ["epoch", "optimizer"]}
+
+
+def test_names_of_a_compiled_model(tmp_path):
+    state = openai_state()
+    for prefixes in (["_orig_mod."], ["module.", "_orig_mod."]):
+        named = {"".join(prefixes) + name: tensor for name, tensor in state.items()}
+        conversion = convert(save(named, tmp_path / "clip.pt"))
+        assert_computes(conversion.model, state)
+        assert conversion.report["unwrapped"] == {"OpenAI CLIP": prefixes}
+
+
+def test_tensors_in_the_same_memory_are_taken_apart(tmp_path):
+    """Trained, they would move together; safetensors does not write them."""
+    table, number = torch.randn(6, 4), torch.tensor(2.0)
+    state = {"a": number, "b": number, "rows": table[2:5], "table": table, "next": table.T, "wide": number.expand(3)}
+    tensors = read_checkpoint(save(state, tmp_path / "shared.pt")).tensors
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in state.items())
+    tensors["a"].add_(1)
+    tensors["rows"].zero_()
+    tensors["wide"][0] = 5
+    assert tensors["b"] == 2 and torch.equal(tensors["table"], table) and torch.equal(tensors["next"], table.T)
+    assert tensors["wide"].tolist() == [5, 2, 2]
 
 
 def test_safetensors_and_old_torch_files(tmp_path):
@@ -281,6 +388,98 @@ def test_what_shapes_cannot_tell(tmp_path):
     assert report["not_read"] == ["note"]
 
 
+def test_a_misspelt_field_is_an_error(tmp_path):
+    shapes = {**openai_vision_shapes(width=64), **clip_text_shapes(prefix="", width=64)}
+    path = save({**random_tensors(shapes), "logit_scale": torch.tensor(2.5)}, tmp_path / "clip.pt")
+    for name, meant in {
+        "vision_head": "vision_heads",
+        "hidden_acts": "hidden_act",
+        "eos_token": "eos_token_id",
+    }.items():
+        refused(path, f"nothing reads the field {name!r}", f"did you mean {meant!r}?", config={name: 4})
+    refused(path, "did you mean 'vision_config'?", config={"vision_configs": {"num_attention_heads": 4}})
+    # Whole configurations of projects have more fields than are read.
+    whole = sharded_clip(tmp_path / "folder").config.to_dict()
+    whole |= {
+        "text_config_dict": whole["text_config"],
+        "bos_token_id": 1,
+        "torch_dtype": "float32",
+        "sep_token_id": None,
+    }
+    conversion = convert(tmp_path / "folder", whole)
+    [note] = [note for note in conversion.report["notes"] if "nothing reads" in note]
+    assert "text_config_dict" in note and "bos_token_id" in note and "sep_token_id" not in note
+
+
+def test_the_given_configuration_holds_over_that_of_the_folder(tmp_path):
+    sharded_clip(tmp_path)
+    conversion = convert(tmp_path, {"hidden_act": "gelu"})
+    config = conversion.model.config
+    assert config.vision_config.hidden_act == config.text_config.backbone_config.hidden_act == "gelu"
+    assert conversion.report["notes"][:2] == [
+        f"hidden_act = 'gelu' of --source_config holds over {tower}_config.hidden_act = 'quick_gelu' of the folder's "
+        "config.json"
+        for tower in ("vision", "text")
+    ]
+    config = convert(tmp_path, {"text_config": {"hidden_act": "gelu"}}).model.config
+    assert config.vision_config.hidden_act == "quick_gelu"
+    assert config.text_config.backbone_config.hidden_act == "gelu"
+    refused(tmp_path, "vision_width = 32, but the tensors have 64", config={"vision_width": 32})
+
+
+def test_json_with_a_byte_order_mark(tmp_path):
+    sharded_clip(tmp_path)
+    for name, content in {
+        "config.json": (tmp_path / "config.json").read_text(),
+        "preprocessor_config.json": json.dumps({"image_mean": [0.5] * 3}),
+    }.items():
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert list(convert(tmp_path, None).image_processor.image_mean) == [0.5] * 3
+
+
+def test_a_single_number_does_not_make_all_weights_float64(tmp_path):
+    halves = {name: tensor.half() for name, tensor in openai_state().items()}
+    halves["logit_scale"] = torch.tensor(2.659260036932778, dtype=torch.float64)
+    conversion = convert(save(halves, tmp_path / "clip.pt"))
+    assert {parameter.dtype for parameter in conversion.model.parameters()} == {torch.float32}
+    assert conversion.report["notes"][0] == (
+        "logit_scale is 2.65926004 of torch.float64, which does not widen the model; it becomes 2.65926003 of "
+        "torch.float32 unless --dtype says otherwise"
+    )
+    # With the dtype given there is nothing to tell.
+    told = convert(tmp_path / "clip.pt", dtype=torch.float64)
+    assert told.model.logit_scale.item() == float(halves["logit_scale"])
+    assert not any("does not widen" in note for note in told.report["notes"])
+
+
+def test_a_temperature_of_float32_is_kept_beside_half_precision(tmp_path):
+    halves = {name: tensor.half() for name, tensor in openai_state().items()}
+    halves["logit_scale"] = torch.tensor(2.6592600, dtype=torch.float32)
+    model = convert(save(halves, tmp_path / "clip.pt")).model
+    assert model.logit_scale.dtype == torch.float32 and model.logit_scale.item() == halves["logit_scale"].item()
+
+
+def test_numbers_that_are_none(tmp_path):
+    state = openai_state()
+    state["ln_final.weight"][3] = torch.nan
+    state["visual.conv1.weight"][0, 0, 0, 0] = -torch.inf
+    conversion = convert(save(state, tmp_path / "clip.pt"))
+    assert "2 tensors hold NaN or infinite numbers: visual.conv1.weight, ln_final.weight" in conversion.report["notes"]
+    # Also where a dtype that was asked for has no such number.
+    state = openai_state()
+    state["ln_final.weight"][3] = 1e6
+    narrow = convert(save(state, tmp_path / "clip.pt"), dtype=torch.float16)
+    assert "1 tensors hold NaN or infinite numbers: ln_final.weight" in narrow.report["notes"]
+
+
+def test_weights_and_sizes_of_the_wrong_kind(tmp_path):
+    state = {**openai_state(), "ln_final.weight": torch.ones(32, dtype=torch.int64)}
+    refused(save(state, tmp_path / "clip.pt"), "1 wrong dtype", "'ln_final.weight' make", "torch.int64")
+    path = save(openai_state(), tmp_path / "clip.pt")
+    for size in ([32], "32", [32, "32"], 0, True):
+        refused(path, f"image_size = {size!r}", "or [height, width]", config={**HEADS, "image_size": size})
+
+
 def test_released_sizes_need_no_configuration(tmp_path):
     shapes = {**openai_vision_shapes(width=128, layers=1), **clip_text_shapes(prefix="", width=64, layers=1)}
     state = {**random_tensors(shapes), "logit_scale": torch.tensor(2.5)}
@@ -338,6 +537,15 @@ def test_tokenizers_that_do_not_belong_to_the_checkpoint(tmp_path):
     longer.add_tokens(["more"])
     longer.save_pretrained(folder)
     refused(path, "has 61 tokens, the checkpoint's token embedding 60 rows", tokenizer=folder)
+
+
+def test_a_text_preset_that_is_not_known_or_of_no_use(tmp_path):
+    # Before the checkpoint is read, which here there is not.
+    refused(tmp_path / "clip.pt", "text_preset is 'plane'; accepted are", text_preset="plane")
+    refused(tmp_path / "clip.pt", "'plain' has no use without a tokenizer", "--tokenizer", text_preset="plain")
+    sharded_clip(tmp_path / "folder")
+    folder = tokenizer(tmp_path / "folder")
+    assert convert(folder, None, text_preset="plain").processor.text_template == "{text}"
 
 
 def test_without_a_tokenizer_it_is_said(tmp_path):

@@ -302,6 +302,98 @@ def test_fg_clip_trains_on_as_fg_clip():
     assert (config.text_config.max_text_positions(False), config.text_config.max_text_positions(True)) == (77, 248)
 
 
+FG_STATE = FG / "checkpoint.safetensors"
+
+
+def fg_folder(folder, **text):
+    """As on the Hub: bfloat16, counted positions, code of its own, which is not to run."""
+    state = {name: tensor.bfloat16() for name, tensor in load_file(FG_STATE).items()}
+    state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    state["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    towers = {}
+    for tower in ("text", "vision"):
+        inner, width = shapes[f"{tower}_model.encoder.layers.0.mlp.fc1.weight"]
+        count = len({name.split(".")[3] for name in shapes if name.startswith(f"{tower}_model.encoder.")})
+        towers[tower] = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": count}
+        towers[tower] |= {"num_attention_heads": 2, "model_type": f"clip_{tower}_model"}
+    vocabulary = shapes["text_model.embeddings.token_embedding.weight"][0]
+    towers["text"] |= {
+        "vocab_size": vocabulary,
+        "eos_token_id": vocabulary - 1,
+        "bos_token_id": vocabulary - 2,
+        **text,
+    }
+    towers["vision"] |= {"image_size": 64, "patch_size": 16}
+    config = {
+        "architectures": ["FGCLIPModel"],
+        "auto_map": {
+            "AutoConfig": "modeling_fgclip.FGCLIPConfig",
+            "AutoModelForCausalLM": "modeling_fgclip.FGCLIPModel",
+        },
+        "model_type": "clip",
+        "projection_dim": shapes["text_projection.weight"][0],
+        "text_config": towers["text"],
+        "vision_config": towers["vision"],
+        "torch_dtype": "bfloat16",
+        "use_sim": True,
+    }
+    pixels = {"crop_size": 64, "do_center_crop": True, "image_mean": [0.48, 0.45, 0.4], "image_std": [0.26] * 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps({**pixels, "resample": 3}))
+    (folder / "modeling_fgclip.py").write_text("raise SystemExit('ran')")
+    return state
+
+
+def test_a_folder_of_fg_clip(tmp_path):
+    state = fg_folder(tmp_path / "fg")
+    report = convert_to_folder("fg-clip", [tmp_path / "fg"], tmp_path / "ours")
+    assert report["dtype"] == "bfloat16" and list(report["dropped"]) == ["positions counted"]
+    assert list(report["source_config"]["assumed"]) == []
+    model, info = PixCLIPForPreTraining.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()) and model.dtype == torch.bfloat16
+    assert list(convert_checkpoint("fg-clip", [tmp_path / "fg"]).image_processor.image_mean) == [0.48, 0.45, 0.4]
+    bits = convert_checkpoint("fg-clip", [FG_STATE], FG_CONFIG, dtype=torch.bfloat16).model.state_dict()
+    assert_same_tensors(model.state_dict(), bits)
+    export_checkpoint(tmp_path / "ours", "fg-clip", tmp_path / "back")
+    assert_same_tensors(load_file(tmp_path / "back" / "model.safetensors"), state)
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == json.loads(
+        (tmp_path / "fg" / "config.json").read_text()
+    )
+
+
+def test_a_folder_of_fg_clip_that_names_its_long_texts(tmp_path):
+    fg_folder(tmp_path / "fg", max_position_embeddings=248)
+    conversion = convert_checkpoint("fg-clip", [tmp_path / "fg"])
+    text = conversion.model.config.text_config
+    assert (text.max_text_positions(False), text.max_text_positions(True)) == (77, 248)
+    assert any("max_position_embeddings = 248; the tensors have 77" in note for note in conversion.report["notes"])
+    fg_folder(tmp_path / "other", max_position_embeddings=100)
+    with pytest.raises(ConversionError, match="max_position_embeddings = 100, but the tensors have 77"):
+        convert_checkpoint("fg-clip", [tmp_path / "other"])
+
+
+def test_temperatures_in_the_same_memory(tmp_path):
+    """As a training that sets each to the first leaves them."""
+    state = load_file(FG_STATE)
+    state["logit_scale_finegraind"] = state["logit_scale_hardneg"] = state["logit_scale"]
+    torch.save(state, tmp_path / "fg.pth")
+    convert_to_folder("fg-clip", [tmp_path / "fg.pth"], tmp_path / "ours", source_config=FG_CONFIG)
+    model = PixCLIPForPreTraining.from_pretrained(tmp_path / "ours")
+    assert model.logit_scale.item() == model.logit_scale_region.item() == float(state["logit_scale"])
+    model = convert_checkpoint("fg-clip", [tmp_path / "fg.pth"], FG_CONFIG).model
+    with torch.no_grad():
+        model.logit_scale.add_(1)
+    assert model.logit_scale_region.item() == model.logit_scale_hard_negative.item() == float(state["logit_scale"])
+
+
+def test_the_class_to_train_fg_clip_on_with_is_named():
+    notes = convert_checkpoint("fg-clip", [FG_STATE], FG_CONFIG).report["notes"]
+    assert any("train on with PixCLIPForPreTraining" in note for note in notes)
+
+
 def lora_state(rank=3):
     """Alpha-CLIP's vision tower with adapters in every linear layer, and the same with them merged."""
     state = torch.load(ALPHA_FILES[1], weights_only=True)
@@ -361,6 +453,71 @@ def test_adapters_that_are_not_loralibs_are_refused(tmp_path):
         convert_checkpoint("alpha-clip", [ALPHA_FILES[0], tmp_path / "wrong.pth"], alpha_config())
 
 
+def other_base(**changed):
+    return {**load_file(ALPHA_FILES[0]), **changed}
+
+
+@pytest.mark.parametrize("size", ["patch", "grid", "block more", "block less", "unknown"])
+def test_the_clip_file_of_another_size_is_refused(size, tmp_path):
+    state = other_base()
+    message = r"different sizes, in {} tensors: .*'{}' \({}\) in the first, .*{} in the second"
+    if size == "patch":
+        # B/32 under a tower of B/16.
+        state |= {
+            "visual.conv1.weight": torch.randn(64, 3, 16, 16),
+            "visual.positional_embedding": torch.randn(5, 64),
+        }
+        message = message.format(
+            2, "visual.conv1.weight", "64, 3, 16, 16", r"'alpha_visual:conv1.weight': \(64, 3, 8, 8\)"
+        )
+        message = message.replace("': ", "' ")
+    elif size == "grid":
+        # L/14 at 336 pixels under a tower of 224.
+        state["visual.positional_embedding"] = torch.randn(26, 64)
+        message = message.format(1, "visual.positional_embedding", "26, 64", r"positional_embedding' \(17, 64\)")
+    elif size == "block more":
+        state["visual.transformer.resblocks.2.ln_1.weight"] = torch.randn(64)
+        message = message.format(1, "visual.transformer.resblocks.2.ln_1.weight", "64,", "nothing like it")
+    elif size == "block less":
+        state = {name: tensor for name, tensor in state.items() if "visual.transformer.resblocks.1." not in name}
+        message = "nothing in the first, 'alpha_visual:transformer.resblocks.1.* in the second"
+    else:
+        state["visual.nonsense"] = torch.randn(2)
+        message = r"unexpected: 'visual.nonsense' \(2,\)"
+    save_file(state, tmp_path / "clip.safetensors")
+    with pytest.raises(ConversionError, match=message):
+        convert_checkpoint("alpha-clip", [tmp_path / "clip.safetensors", ALPHA_FILES[1]], alpha_config())
+
+
+def test_alpha_clip_whole_in_one_file(tmp_path, golden):
+    """Its vision tower in place of CLIP's, with adapters or without; and back as it was."""
+    texts = {name: tensor for name, tensor in other_base().items() if not name.startswith("visual.")}
+    for vision in (torch.load(ALPHA_FILES[1], weights_only=True), lora_state()[0]):
+        state = {**texts, **{f"visual.{name}": tensor for name, tensor in vision.items()}}
+        torch.save(vision, tmp_path / "vision.pth")
+        torch.save(state, tmp_path / "whole.pth")
+        conversion = convert_checkpoint("alpha-clip", [tmp_path / "whole.pth"], alpha_config())
+        apart = convert_checkpoint("alpha-clip", [ALPHA_FILES[0], tmp_path / "vision.pth"], alpha_config())
+        assert_same_tensors(conversion.model.state_dict(), apart.model.state_dict())
+        [file], _, notes = to_source(conversion.model, "alpha-clip", conversion.record, conversion.leftovers)
+        assert_same_tensors(file.tensors, state)
+        assert notes == []
+    with pytest.raises(ConversionError, match=r"whole.pth has \['visual.conv1_alpha.weight'\]"):
+        convert_checkpoint("alpha-clip", [tmp_path / "whole.pth", ALPHA_FILES[1]], alpha_config())
+
+
+def test_a_clip_folder_of_another_size_is_refused(tmp_path):
+    shape = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1}
+    text = {**shape, "vocab_size": 99, "max_position_embeddings": 16, "eos_token_id": 98, "bos_token_id": 97}
+    vision = {**shape, "hidden_size": 64, "intermediate_size": 256, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(tmp_path)
+    config = {"vision_config": {"image_size": 32, "patch_size": 8}}
+    with pytest.raises(
+        ConversionError, match=r"patch_embedding.weight' \(64, 3, 16, 16\) in the first, 'alpha_visual:conv1"
+    ):
+        convert_checkpoint("alpha-clip", [tmp_path, ALPHA_FILES[1]], config)
+
+
 def test_alpha_clip_on_a_folder_of_transformers(tmp_path, golden):
     """Whose vision tower is not read, so that the official vision file on it is the same."""
     official = load_file(ALPHA_FILES[0])
@@ -388,20 +545,6 @@ def test_alpha_clip_on_a_folder_of_transformers(tmp_path, golden):
     assert official["logit_scale"] == conversion.model.logit_scale[0]
     files, _, _ = to_source(conversion.model, "alpha-clip", conversion.record, conversion.leftovers)
     assert_same_tensors(files[0].tensors, load_file(tmp_path / "model.safetensors"))
-
-
-@pytest.mark.parametrize("source", ["alpha-clip", "fg-clip"])
-def test_the_goldens_come_back_bit_by_bit_from_a_saved_folder(source, tmp_path):
-    checkpoints, config = {
-        "alpha-clip": (ALPHA_FILES, alpha_config()),
-        "fg-clip": ([FG / "checkpoint.safetensors"], FG_CONFIG),
-    }[source]
-    convert_to_folder(source, checkpoints, tmp_path / "ours", source_config=config)
-    report = export_checkpoint(tmp_path / "ours", source, tmp_path / "back")
-    assert report["from_record"] and report["notes"] == []
-    for path in checkpoints:
-        read = (lambda file: torch.load(file, weights_only=True)) if path.suffix == ".pth" else load_file
-        assert_same_tensors(read(tmp_path / "back" / path.name), read(path))
 
 
 def test_without_a_record_what_the_model_lacks_is_filled_and_told(tmp_path):

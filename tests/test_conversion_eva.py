@@ -194,6 +194,27 @@ def test_eva_clip(grid, old_names, tmp_path):
         assert getattr(model.config, name) == value
 
 
+@pytest.mark.parametrize("told", [{"text_hidden_act": "quick_gelu"}, {"quick_gelu": True}])
+def test_eva_clip_with_another_activation_of_texts(told, tmp_path):
+    state = random_tensors(eva02_shapes() | clip_text_shapes()) | temperature()
+    model = convert("eva-clip", state, tmp_path, {**official_config(4), **told}).model
+    ids, mask = random_tokens([9, 5])
+    ids[[0, 1], [8, 4]] = 59
+    with torch.no_grad():
+        found = model.get_text_features(ids, mask).pooler_output
+    assert_close(found, clip_text(state, ids, 4, quick_gelu, "text."))
+    # The vision tower has its own.
+    assert_close(image_features(model), eva02_vision(state, random_images(2), heads=4)[1])
+    with pytest.raises(ConversionError, match="quick_gelu = True, text_hidden_act = 'gelu'"):
+        convert("eva-clip", state, tmp_path, {**official_config(4), "quick_gelu": True, "text_hidden_act": "gelu"})
+
+
+def test_heads_that_are_no_width(tmp_path):
+    for width in (0, -8, 7, "8"):
+        with pytest.raises(ConversionError, match=f"heads {width!r} wide do not divide the vision tower"):
+            convert("pixclip", eva_state(mask=True), tmp_path, {"head_width": width})
+
+
 @pytest.mark.parametrize("grid", [4, 3])
 @pytest.mark.parametrize("prefix", [REPOSITORY, LIVE])
 def test_llm2clip_of_the_repository_with_eva02(grid, prefix, tmp_path):
@@ -440,6 +461,17 @@ def test_the_openai_l_14_needs_no_configuration(source):
     repository = openai_vision_shapes(1024, 24, 14, 16, 1280) | text_adaptor_shapes(2048, embed=1280)
     config = shape_of("llm2clip", on_no_device(repository), "OpenAI")
     assert config.text_config.backbone_config.num_hidden_layers == 16
+
+
+@pytest.mark.slow
+def test_a_file_that_is_widened_is_converted_in_little_memory(tmp_path):
+    """OpenAI's CLIP ViT-B/16 in float16 and float32, whose model is float32 throughout and larger than the file."""
+    script = Path(__file__).parent / "benchmarks" / "bench_conversion.py"
+    command = [sys.executable, script, "--sizes", "clip-b16", "--folder", tmp_path]
+    figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    assert 0.3 < figures["gigabytes"] < 0.4 and 1.5 < figures["output_over_file"] < 1.8
+    # The file whole beside the model would be 2.2.
+    assert figures["peak_over_file"] <= 2.0
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_conversion import tokenizer
 
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +86,8 @@ def test_fg_clip_goes_there_and_back(tmp_path, capsys):
     assert (
         main(["--to", "fg-clip", "--checkpoint", str(tmp_path / "ours"), "--output_dir", str(tmp_path / "back")]) == 0
     )
-    assert_same_tensors(load_file(tmp_path / "back" / "checkpoint.safetensors"), load_file(checkpoint))
+    assert "note: checkpoint.safetensors is written as model.safetensors" in capsys.readouterr().err
+    assert_same_tensors(load_file(tmp_path / "back" / "model.safetensors"), load_file(checkpoint))
     assert json.loads((tmp_path / "back" / "config.json").read_text())["model_type"] == "clip"
 
 
@@ -99,6 +101,8 @@ def test_fg_clip_goes_there_and_back(tmp_path, capsys):
         (["--to", "fg-clip", "--checkpoint", "one", "two"], "--to takes one saved folder, got 2"),
         (["--to", "fg-clip", "--dtype", "float16", "--checkpoint", "one"], "--dtype belong to --source"),
         (["--to", "fg-clip", "--checkpoint", str(FIXTURES)], "is no folder of a saved PixCLIP model"),
+        (["--source", "fg-clip", "--to_layout", "folder", "--checkpoint", "x"], "--to_layout belongs to --to"),
+        (["--to", "fg-clip", "--to_layout", "state_dict", "--checkpoint", "x"], "'state_dict'; accepted are 'folder'"),
         (["--source", "fg-clip", "--checkpoint", "x", "--source_config", "{"], "Expecting property name"),
         (["--source", "fg-clip", "--checkpoint", "x", "--source_config", "absent.json"], "absent.json"),
     ],
@@ -108,3 +112,46 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, tmp_path, cap
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ") and message in printed.err
     assert "done" not in printed.out and not any(tmp_path.iterdir())
+
+
+def test_what_transformers_refuses_is_one_line_and_a_bug_is_not(tmp_path, capsys, monkeypatch):
+    tokenizer(tmp_path / "words", end=98)
+    files = [str(ALPHA / "openai_clip.safetensors"), str(ALPHA / "alpha_visual.pth")]
+    arguments = ["--source", "alpha-clip", "--checkpoint", *files, "--source_config", str(ALPHA / "config.json")]
+    arguments += ["--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--tokenizer", str(tmp_path / "words"), "--text_preset", "nonsense"]) == 1
+    printed = capsys.readouterr().err
+    assert "error: " in printed and "nonsense" in printed and "Traceback" not in printed
+    assert main([*arguments, "--tokenizer", str(tmp_path)]) == 1
+    assert "error: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["words"]
+    monkeypatch.setattr("convert_checkpoint.convert", lambda options: options.no_such_option)
+    with pytest.raises(AttributeError):
+        main(arguments)
+
+
+def test_output_folders_that_nothing_can_take_the_place_of_are_refused_first(tmp_path, capsys, monkeypatch):
+    """Before anything is read: the checkpoint is not there."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for given in (".", str(tmp_path / "empty")):
+        assert main(["--source", "fg-clip", "--checkpoint", "absent.pt", "--output_dir", given]) == 1
+        assert "is the folder that you are in" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["--source", "fg-clip", "--checkpoint", "absent.pt", "--output_dir", str(tmp_path / "file")]) == 1
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+def test_empty_folders_and_links_to_one_are_filled(tmp_path):
+    config = ["--source_config", '{"vision_heads": 2, "text_heads": 2}']
+    (tmp_path / "real").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for name in ("empty", "link"):
+        arguments = ["--source", "fg-clip", "--checkpoint", str(FG / "checkpoint.safetensors"), *config]
+        assert main([*arguments, "--output_dir", str(tmp_path / name)]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert {path.name for path in (tmp_path / "real").iterdir()} == {
+        path.name for path in (tmp_path / "empty").iterdir()
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link", "real"]

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -24,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_pipelines import BOXES, LABELS, build_model, build_processor, masks_of, photo
-from transformers import pipeline
+from transformers import CLIPTextConfig, pipeline
 
 from processing_pixclip.regions import encode_rle
 
@@ -35,6 +36,7 @@ LIMITS = {
     "PIXCLIP_MAX_REQUEST_BYTES": "200000",
     "PIXCLIP_MAX_IMAGE_BYTES": "20000",
     "PIXCLIP_MAX_IMAGE_PIXELS": "10000",
+    "PIXCLIP_MAX_IMAGE_SIDE": "150",
     "PIXCLIP_MAX_TOTAL_PIXELS": "40000",
     "PIXCLIP_MAX_IMAGES": "3",
     "PIXCLIP_MAX_REGIONS": "4",
@@ -245,6 +247,7 @@ def png_header(width, height):
 
 
 RLE = encode_rle(masks_of()[0])
+DOT = encoded(Image.new("RGB", (1, 1)))
 REFUSED = [
     (7, "request", "invalid_input"),
     ({"input": 1}, "request", "invalid_input"),
@@ -261,6 +264,7 @@ REFUSED = [
     ({"inputs": {"image": encoded(photo(), "TIFF")}}, "inputs.image", "invalid_input"),
     ({"inputs": {"image": png_header(60000, 60000)}}, "inputs.image", "too_large"),
     ({"inputs": {"image": png_header(101, 100)}}, "inputs.image", "too_large"),
+    ({"inputs": {"image": png_header(1, 151)}}, "inputs.image", "too_large"),
     ({"inputs": {"image": "A" * 60000}}, "inputs.image", "too_large"),
     ({"inputs": {"image": "A" * 300000}}, "request", "too_large"),
     ({"inputs": {"image": "https://example.org/a.png"}}, "inputs.image", "url_refused"),
@@ -282,6 +286,12 @@ REFUSED = [
         "invalid_input",
     ),
     ({"inputs": {"image": PHOTO, "masks": [{**RLE, "size": [True, 60]}]}}, "inputs.masks[0].size", "invalid_input"),
+    ({"inputs": {"image": PHOTO, "masks": [{**RLE, "size": [40.0, 60.0]}]}}, "inputs.masks[0].size", "invalid_input"),
+    (
+        {"inputs": {"image": DOT, "masks": [{"size": [True, True], "counts": [0, 1]}]}},
+        "inputs.masks[0].size",
+        "invalid_input",
+    ),
     ({"inputs": {"image": PHOTO, "masks": [{**RLE, "counts": [2**70]}]}}, "inputs.masks[0].counts", "invalid_input"),
     ({"inputs": {"image": PHOTO, "masks": [RLE, {**RLE, "counts": [1, 2]}]}}, "inputs.masks[1]", "invalid_input"),
     ({"inputs": {"image": PHOTO, "masks": [{**RLE, "counts": "1" * 501}]}}, "inputs.masks[0].counts", "too_large"),
@@ -303,6 +313,7 @@ REFUSED = [
         "invalid_input",
     ),
     ({"inputs": {"image": PHOTO, "candidate_labels": ["a"] * 6}}, "inputs.candidate_labels", "too_large"),
+    ({"inputs": {"image": PHOTO, "candidate_labels": ["a", "b", "a"]}}, "inputs.candidate_labels[2]", "invalid_input"),
     ({"inputs": {"texts": ["a" * 101]}}, "inputs.texts[0]", "too_large"),
     ({"inputs": {"texts": ["a", "\ud83d"]}}, "inputs.texts[1]", "invalid_input"),
     ({"inputs": PHOTO, "parameters": {"texts": ["\ud83d"]}}, "parameters.texts[0]", "invalid_input"),
@@ -331,6 +342,57 @@ REFUSED = [
 def test_bad_input_is_answered_with_its_field(endpoint, folder, request_, field, kind):
     found = refusal(endpoint, request_, folder)
     assert (found["field"], found["type"]) == (field, kind), found
+
+
+def test_messages_are_grammatical(endpoint):
+    assert refusal(endpoint, {"inputs": {"image": {}}})["message"] == "it is an object; accepted is a file in base64."
+    found = refusal(endpoint, {"inputs": PHOTO, "parameters": {"normalize": None, "texts": {}}})
+    assert found["message"] == "it is an object; accepted is a list."
+    found = refusal(endpoint, {"inputs": PHOTO, "parameters": {"candidate_labels": []}})
+    assert found["message"].startswith("it is a list of 0; accepted is a list of 1 to")
+
+
+def test_a_thin_image_is_not_enlarged_beyond_the_pixels(tmp_path, module):
+    build_model().save_pretrained(tmp_path)
+    processor = build_processor()
+    processor.image_processor.resize_mode = "shortest_edge"
+    processor.save_pretrained(tmp_path)
+    thin = encoded(Image.new("RGB", (1, 19_000)))
+    # 32 x 608,000 fits, 32 x 32 * 25,000 does not.
+    with environment(PIXCLIP_MAX_IMAGE_SIDE="30000"):
+        handler = module.EndpointHandler(str(tmp_path))
+    assert "image_embeds" in answer(handler, {"inputs": thin})
+    found = refusal(handler, {"inputs": encoded(Image.new("RGB", (1, 25_000)))})
+    assert found["field"] == "inputs.image" and "over max_image_pixels=25000000" in found["message"]
+
+
+def test_a_checkpoint_without_a_tokenizer_embeds_images(folder, endpoint, module, tmp_path, caplog):
+    build_model().save_pretrained(tmp_path)
+    build_processor().image_processor.save_pretrained(tmp_path)
+    handler = module.EndpointHandler(str(tmp_path))
+    assert "has no tokenizer" in caplog.text
+    request = {"inputs": {"image": PHOTO, "boxes": BOXES}}
+    assert answer(handler, request) == answer(endpoint, request)
+    for texts in ({"texts": LABELS}, {"image": PHOTO, "texts": LABELS}, {"image": PHOTO, "candidate_labels": LABELS}):
+        found = refusal(handler, {"inputs": texts})
+        assert found["type"] == "unsupported" and "this checkpoint has no tokenizer" in found["message"]
+
+
+def test_a_text_longer_than_the_backbones_positions_is_told(module, tmp_path):
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    backbone = CLIPTextConfig(vocab_size=30, max_position_embeddings=16, eos_token_id=2, pad_token_id=0, **shape)
+    build_model(text={"backbone": backbone, "pooling": "eos", "projection_type": "linear"}).save_pretrained(tmp_path)
+    build_processor("{text} [eos]", eos=True).save_pretrained(tmp_path)
+    handler = module.EndpointHandler(str(tmp_path))
+    long = "a " * 20
+    for request, field in (
+        ({"texts": ["a", long]}, "inputs.texts"),
+        ({"image": PHOTO, "texts": [long]}, "inputs.texts"),
+        ({"image": PHOTO, "candidate_labels": ["a", long]}, "inputs.candidate_labels"),
+    ):
+        found = refusal(handler, {"inputs": request})
+        assert (found["field"], found["type"]) == (field, "too_large")
+        assert re.search("takes 2[0-9] tokens; this checkpoint takes 16", found["message"])
 
 
 def test_regions_count_towards_the_pixels(endpoint):
@@ -582,6 +644,8 @@ def test_a_public_address_is_accepted(module, address):
         "http://photos.example:99999/photo",
         "http://photos.example\\@127.0.0.1/",
         "http://photos.example/a b",
+        "http://photos.example/\ud83d",
+        "http://photos.example/?\ud83d",
         "http://photos.example/\r\nHost: x",
         "http:///photo",
         "http://[::1/",
@@ -672,6 +736,15 @@ def test_a_server_that_says_nothing(with_urls, site, module, monkeypatch):
         monkeypatch.setattr(module, "connect", lambda *_: socket.create_connection(("127.0.0.1", port)))
         for scheme in ("http", "https"):
             assert refusal(with_urls, {"inputs": f"{scheme}://photos.example/photo"})["type"] == "url_failed"
+
+
+def test_a_resolver_that_says_nothing(with_urls, site, module, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(module, "resolve", lambda *_: ended.wait(60))
+    found = refusal(with_urls, {"inputs": ["http://slow.example/"] * 3})
+    assert not ended.is_set() and (found["field"], found["type"]) == ("inputs[0].image", "url_failed")
+    assert any(thread.daemon for thread in threading.enumerate() if thread.name.endswith("(look_up)"))
+    ended.set()
 
 
 def test_a_name_without_an_address(with_urls, site, module, monkeypatch):

@@ -24,9 +24,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from modeling_pixclip import (
+    PixCLIPForPreTraining,
     PixCLIPImageProcessor,
     PixCLIPModel,
     PixCLIPProcessor,
+    TextAdapterForExport,
     TextForExport,
     VisionForExport,
     export_model,
@@ -39,8 +41,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from export_model import main
 
 
-onnx = pytest.importorskip("onnx", reason='pip install "pixclip[export]"')
-onnxruntime = pytest.importorskip("onnxruntime", reason='pip install "pixclip[export]"')
+onnx = pytest.importorskip("onnx", reason="pip install onnx onnxruntime onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnx onnxruntime onnxscript")
 normalize = torch.nn.functional.normalize
 
 # Least cosine between int8 and float32 on tiny random models, which quantise worse than wide ones.
@@ -91,7 +93,9 @@ def assert_near(found, expected, tolerance=TOLERANCE):
 
 
 # Images, regions, height, width.
-SIZES = [(1, 1, 32, 32), (1, 6, 32, 32), (4, 2, 32, 32), (3, 3, 32, 32), (2, 5, 48, 24), (1, 2, 8, 8)]
+SIZES = [(1, 1, 32, 32), (1, 6, 32, 32), (4, 2, 32, 32), (3, 3, 32, 32), (2, 5, 48, 24)]
+# Which ONNX takes, and torch.export refuses: a side of one patch, no regions.
+EDGES = [(1, 2, 8, 8), (1, 2, 8, 32), (2, 3, 32, 8), (2, 0, 32, 32)]
 
 
 def region_inputs(images, regions, height, width):
@@ -102,8 +106,8 @@ def region_inputs(images, regions, height, width):
 @torch.no_grad()
 def check_vision(model, folder, dense):
     regions, images = load(folder, "regions"), load(folder, "images")
-    sizes = SIZES if isinstance(regions, OnnxProgram) else SIZES[:-1]
-    for size in sizes:
+    takes_edges = isinstance(regions, OnnxProgram)
+    for size in [*SIZES, *EDGES] if takes_edges else SIZES:
         inputs = region_inputs(*size)
         expected = normalize(model.get_image_features(*inputs).pooler_output, dim=-1)
         found = regions(*inputs)
@@ -113,12 +117,15 @@ def check_vision(model, folder, dense):
         assert_near(found, expected)
         whole = normalize(model.get_image_features(inputs[0]).pooler_output, dim=-1)
         assert_near(images(inputs[0]), whole)
+    for size in [] if takes_edges else EDGES:
+        with pytest.raises((AssertionError, ZeroDivisionError)):
+            regions(*region_inputs(*size))
 
 
 @torch.no_grad()
 def check_adapter(model, folder):
     adapter = load(folder, "text_adapter")
-    for texts in (1, 2, 7):
+    for texts in (0, 1, 2, 7):
         vectors = torch.randn(texts, 32)
         long_texts = (torch.arange(texts) % 3 == 0,) if model.config.text_config.long_text_projection else ()
         expected = model.get_text_features(
@@ -151,6 +158,7 @@ def check_variant(variant, folder, format):
     check_adapter(model, folder)
     assert all(program["largest_difference"] <= TOLERANCE for program in description["programs"].values())
     assert json.loads((folder / "export.json").read_text()) == description
+    assert bool(description["refused"]) == (format == "torch_export")
     return model
 
 
@@ -341,7 +349,8 @@ def test_weights_in_a_file_of_their_own(tmp_path, monkeypatch):
 
 def test_half_precision_model_is_exported_in_float32(tmp_path):
     model = tiny_model().to(torch.bfloat16)
-    export_model(model, tmp_path, parts=["images"], format="torch_export")
+    export_model(model, tmp_path, parts=["images", "text_adapter"], format="torch_export")
+    assert model.dtype == torch.bfloat16 and model.text_model.backbone is not None
     images = random_images(2)
     with torch.no_grad():
         expected = normalize(model.float().get_image_features(images).pooler_output, dim=-1)
@@ -395,11 +404,42 @@ def test_the_same_each_time_and_no_draws_of_the_caller(tmp_path):
 
 
 def test_wrong_program_is_refused():
-    module = VisionForExport(tiny_model())
+    model = tiny_model()
+    module = VisionForExport(model)
     with pytest.raises(ValueError, match="'regions' differs from the model by"):
-        export_pixclip._measure("regions", module, lambda inputs: [module(*inputs) + 1e-3], None)
+        export_pixclip._measure("regions", module, model, lambda inputs: [module(*inputs) + 1e-3], None)
     with pytest.raises(ValueError, match="'regions' differs from the model by nan"):
-        export_pixclip._measure("regions", module, lambda inputs: [module(*inputs) * float("nan")], None)
+        export_pixclip._measure("regions", module, model, lambda inputs: [module(*inputs) * float("nan")], None)
+
+
+def without_weights(masks, *ranges):
+    return torch.ones_like(masks)
+
+
+@pytest.mark.parametrize("part", ["regions", "images", "text_adapter", "texts"])
+def test_module_that_is_not_the_model_is_refused(part, tmp_path, monkeypatch):
+    """Each export module is broken where it does something that the model does elsewhere."""
+    model = tiny_model()
+    if part == "regions":
+        monkeypatch.setattr(export_pixclip, "soft_masks", without_weights)
+    elif part == "images":
+        monkeypatch.setattr(VisionForExport, "embed", lambda self, vectors: normalize(vectors[:, :16], dim=-1))
+    elif part == "text_adapter":
+        monkeypatch.setattr(TextAdapterForExport, "forward", lambda self, backbone_embeds: backbone_embeds[:, :16])
+    else:
+        unmasked = TextForExport.forward
+        monkeypatch.setattr(TextForExport, "forward", lambda self, ids, mask, pooled: unmasked(self, ids, mask, mask))
+        model = tiny_model(text={"pooling": "mean"})
+    with pytest.raises(ValueError, match=f"program '{part}' differs from the model by"):
+        export_model(model, tmp_path, parts=[part], format="torch_export", dense=part == "regions")
+    assert not list(tmp_path.iterdir())
+
+
+def test_model_with_objective_is_compared_by_its_features(tmp_path):
+    model = randomise(PixCLIPForPreTraining(pixclip_config())).train()
+    export_model(model, tmp_path, parts=["regions", "text_adapter"], format="torch_export", dense=True)
+    assert model.training
+    check_adapter(model.eval(), tmp_path)
 
 
 def test_refusals(tmp_path):
@@ -441,5 +481,25 @@ def test_missing_package_is_named_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(
         export_pixclip.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name)
     )
-    with pytest.raises(ImportError, match=r'needs onnxruntime: pip install "pixclip\[export\]"'):
+    with pytest.raises(ImportError, match="needs onnxruntime: pip install onnx onnxscript onnxruntime"):
         export_model(tiny_model(), tmp_path)
+
+
+def test_command_line_takes_a_model_without_a_tokenizer_and_says_so(tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--format", "torch_export", "--parts", "text_adapter"]
+    main([*arguments, "--output_dir", str(tmp_path / "bare")])
+    said = capsys.readouterr().out
+    assert "No processor could be loaded" in said and "No image processor could be loaded either" in said
+    described = json.loads((tmp_path / "bare" / "export.json").read_text())["preprocessing"]
+    assert described["image"] is None and described["text"] is None
+    PixCLIPImageProcessor(size=32).save_pretrained(tmp_path / "model")
+    main([*arguments, "--output_dir", str(tmp_path / "images")])
+    said = capsys.readouterr().out
+    assert "No processor could be loaded" in said and "image processor alone is exported" in said
+    described = json.loads((tmp_path / "images" / "export.json").read_text())["preprocessing"]
+    assert described["image"]["size"] == {"height": 32, "width": 32} and described["text"] is None
+    assert PixCLIPImageProcessor.from_pretrained(tmp_path / "images").size == {"height": 32, "width": 32}
+    tiny_processor().save_pretrained(tmp_path / "model")
+    main([*arguments, "--output_dir", str(tmp_path / "whole")])
+    assert "could be loaded" not in capsys.readouterr().out

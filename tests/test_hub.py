@@ -76,13 +76,20 @@ def push(client, folder, repository, **options):
 
 @pytest.fixture(scope="module")
 def pushed(client, folders):
-    """The first model, public, private and in shards."""
+    """The first model, public, private, in shards, and pushed by the script."""
     push(client, folders[0], "org/pixclip")
     client.call("hub", method="create_tag", repo_id="org/pixclip", tag="v1")
     push(client, folders[0], "org/private", private=True)
     push(client, folders[0], "org/sharded", max_shard_size="20KB")
     for repository, task in PIPELINES.items():
         client.call("push_pipeline", folder=folders[0], repository=repository, task=task)
+    # What it checks before is tested in test_push_to_hub.py.
+    arguments = ["--folder", folders[0], "--repo_id", "org/by-script", "--no_card", "--tag", "v1"]
+    unchecked = ["check_loads_by_remote_code"]
+    status, _, errors = client.call(
+        "run_example", name="push_to_hub", arguments=arguments, token=OWNER, without=unchecked
+    )
+    assert status == 0, errors
     client.call("push", auto="AutoImageProcessor", folder=folders[0], repository="org/image-processor")
     return "org/pixclip"
 
@@ -114,6 +121,7 @@ def test_a_process_without_the_package_loads_it_all_by_remote_code(hub, client, 
             [pushed, {}],
             [pushed, {"revision": "v1"}],
             ["org/private", {"token": OWNER}],
+            ["org/by-script", {"revision": "v1"}],
         ],
         "sharded": "org/sharded",
         "refused": [["org/private", {"token": token}] for token in (False, "hf_wrong", STRANGER)],
@@ -124,7 +132,7 @@ def test_a_process_without_the_package_loads_it_all_by_remote_code(hub, client, 
     script = HERE / "load_from_hub.py"
     done = run_script(hub, script, tmp_path / "request.json", home=tmp_path, token=None, isolated=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "checked 3 refused 3"
+    assert done.stdout.strip() == "checked 4 refused 3"
 
 
 # With the package
@@ -210,6 +218,24 @@ def test_pushing_again_uploads_no_large_file_twice(hub, client, folders):
     # Weights that are in another repository are not sent either.
     push(client, folders[0], "org/again-elsewhere")
     assert not [line for line in hub.requests()[before:] if line.startswith("PUT")]
+
+
+def test_weights_in_other_files_do_not_outlive_a_push(hub, client, folders, states):
+    """Transformers takes model.safetensors before shards, whichever was pushed last."""
+    repository = "org/resharded"
+    client.call("hub", method="create_repo", repo_id=repository)
+    client.call("commit", repository=repository, files={"sub/model.safetensors": "x"})
+    for folder, size in ((0, "50GB"), (1, "20KB"), (0, "50GB")):
+        commit = client.call(
+            "push", auto="AutoModel", folder=folders[folder], repository=repository, max_shard_size=size
+        )
+        weights = [path for path in hub.files(repository) if path.endswith(".safetensors")]
+        assert ("model.safetensors" in weights) == (size == "50GB")
+        assert ("model.safetensors.index.json" in hub.files(repository)) == (size == "20KB")
+        assert "sub/model.safetensors" in weights
+        for revision in (None, commit):
+            found = client.call("load", auto="AutoModel", repository=repository, revision=revision)
+            assert found["state"] == states[folder]
 
 
 # Cards and data sets
@@ -383,6 +409,21 @@ def test_what_is_not_there_is_named(hub, pushed):
         answer = hub.ask("GET", path)
         assert (answer.status_code, answer.headers["X-Error-Code"]) == (404, code)
     assert hub.ask("GET", "/api/models/org/nothing", token=None).status_code == 401
+
+
+def test_a_name_that_git_refuses_is_no_branch_or_tag(hub, client):
+    client.call("hub", method="create_repo", repo_id="org/named")
+    client.call("hub", method="create_tag", repo_id="org/named", tag="v1")
+    for method, name, message in (
+        ("create_tag", "a tag", "Invalid reference name"),
+        ("create_branch", "a..b", "Invalid reference name"),
+        ("create_branch", "v1", "already exists"),
+        ("create_tag", "main", "already exists"),
+    ):
+        with pytest.raises(ClientError, match=message):
+            client.call("hub", method=method, repo_id="org/named", **{method.removeprefix("create_"): name})
+    refs = hub.ask("GET", "/api/models/org/named/refs").json()
+    assert [ref["name"] for ref in (*refs["branches"], *refs["tags"])] == ["main", "v1"]
 
 
 def test_the_state_outlives_the_server(tmp_path, folders):

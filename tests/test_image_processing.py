@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from processing_pixclip import PixCLIPImageProcessor, mask_to_box
+from processing_pixclip import PixCLIPImageProcessor, PixCLIPImageProcessorPil, mask_to_box
 from processing_pixclip.image_reading import read_image
 
 
@@ -439,3 +439,10 @@ def test_options_survive_saving(tmp_path):
         np.testing.assert_array_equal(loaded(**arguments)[key], values)
     overridden = PixCLIPImageProcessor.from_pretrained(tmp_path, size={"height": 16, "width": 8})
     assert overridden(noise(20, 30))["pixel_values"].shape == (1, 3, 16, 8)
+
+
+def test_a_class_does_not_take_a_backend(tmp_path, image_processor):
+    image_processor.save_pretrained(tmp_path)
+    for image_processor_class in (PixCLIPImageProcessor, PixCLIPImageProcessorPil):
+        with pytest.raises(TypeError, match="does not take backend='pil'.* Load by AutoImageProcessor"):
+            image_processor_class.from_pretrained(tmp_path, backend="pil")

@@ -1,6 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Model cards: what a run leaves in README.md, what of it is kept when it is written again, and what never gets into it."""
 
+import csv
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import sys
 
 import huggingface_hub.repocard
+import numpy as np
 import pytest
 import yaml
 from card_for_tests import train_in_process, with_card
@@ -25,16 +27,18 @@ from modeling_pixclip import (
     FreezingSchedule,
     ModelCardCallback,
     PixCLIPConfig,
+    PixCLIPForPreTraining,
     get_objective_preset,
     render_model_card,
     write_model_card,
 )
-from modeling_pixclip.card_sections import preset_of
+from modeling_pixclip.card_sections import model_index_results, preset_of
 from modeling_pixclip.model_card import BEGIN, END, TEMPLATE, hub_id
 
 
 sys.path.insert(0, str(ROOT / "examples"))
-from run_pretraining import main
+from pretraining_arguments import parse_arguments
+from run_pretraining import card_details, main
 
 
 EXAMPLE = ROOT / "model_cards" / "coco_regions.md"
@@ -59,6 +63,29 @@ def assert_blocks_are_apart(content):
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     return make_workspace(tmp_path_factory.mktemp("card"))
+
+
+def default_run(*options):
+    """Arguments of the default run, and what the script tells its card."""
+    arguments = [str(ROOT / "examples/configs/coco_regions.json"), *options]
+    return card_details(arguments, *parse_arguments(arguments, ""), {"train": [], "held-out": []})
+
+
+def test_what_the_default_run_tells_its_card():
+    details = default_run("--hub_token", "hf_short", "--card", '{"data": {"train": {"name": "Photos"}}}')
+    # Of the Hub: whose weights its text backbone has. No folder of this machine, and no secret.
+    assert details.base_model == ["HuggingFaceTB/SmolLM2-135M-Instruct"] and details.license is None
+    assert "--hub_token ***" in details.command and "hf_short" not in details.command
+    heldout = {"name": "examples/data/coco_regions/heldout.jsonl"}
+    assert details.data == {"train": {"name": "Photos"}, "held-out": heldout}
+    other = default_run("--text_backbone", "org/llm")
+    assert other.base_model == [] and not any("SmolLM2" in note for note in other.notes)
+    details = default_run()
+    assert details.language == "en" and len(details.notes) == 4 and "GGUF Q4_1" in details.notes[-1]
+    with (DATA / "ATTRIBUTION.csv").open(encoding="utf-8", newline="") as file:
+        photos = {row["source_url"].split("://")[1]: row["licence"] for row in csv.DictReader(file)}
+    (example,) = details.widget
+    assert photos[example["src"].split("://")[1]] == "No known copyright restrictions"
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +122,11 @@ def test_the_example_script_leaves_a_card_with_its_figures(finished):
     assert found == {key: pytest.approx(value, rel=1e-5) for key, value in expected.items()}
     state = json.loads((folder / "trainer_state.json").read_text())
     evaluation = [entry for entry in state["log_history"] if "eval_loss" in entry][-1]
-    trainers = {
-        result.metric_name: result.metric_value for result in card.data.eval_results if "step 4" in result.metric_name
-    }
-    assert trainers["loss, step 4"] == pytest.approx(evaluation["eval_loss"], rel=1e-5) and len(trainers) == 3
+    # Of the Trainer's evaluation all that is retrieval is in the results, of the same split; the loss is in the table.
+    assert all(result.task_type == "image-text-retrieval" for result in card.data.eval_results)
+    assert not any("step" in result.metric_name for result in card.data.eval_results)
     rows = rows_of(content)
+    assert rows["loss"] == [f"{evaluation['eval_loss']:.3f}"]
     assert rows["Training data"] == ["train.jsonl, 6 images, 34 regions"] and rows["Steps"] == ["4 of 4, 2 epochs"]
     last = losses(folder)[4]
     assert rows["`local`"] == ["1", f"{last['loss_local']:.3f}"]
@@ -147,10 +174,29 @@ def structure(text):
     return headings, [line.split(" | ")[0] for line in tables.splitlines() if line.startswith("| ")]
 
 
+def figures(text):
+    """Rows of the tables of evaluation: {(split, row): figures}."""
+    tables = re.findall(r"^\*\*(train|held-out)\*\* \(.*\n\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return {
+        (split, row): values for split, table in tables for row, values in rows_of(table).items() if row != "shown"
+    }
+
+
 def test_the_example_in_the_folder_is_what_is_rendered(finished):
     example = EXAMPLE.read_text(encoding="utf-8")
     assert structure(example) == structure(finished[1])
     card = ModelCard.load(EXAMPLE)
+    assert card.data.base_model == ["HuggingFaceTB/SmolLM2-135M-Instruct"] and card.data.language == "en"
+    # What `make pretrain` runs, and what the README says that it shows.
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    folder = re.search(r"^RUN_DIR \?= (.*)$", makefile, re.MULTILINE).group(1)
+    command = re.search(r"^\t\$\(VENV\)/bin/(python examples/run_pretraining.py .*)$", makefile, re.MULTILINE).group(1)
+    assert f"```bash\n{command.replace('$(RUN_DIR)', folder)}\n```" in example
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = readme[readme.index("## What the default run shows") : readme.index("## Layout")]
+    shown = {"the region's own": "true mask", "another region's": "other region's mask", "none": "no mask"}
+    lines = [line[2:-2].split(" | ") for line in readme.splitlines() if line.startswith(("| train ", "| held-out "))]
+    assert figures(example) == {(split, shown.get(row, row)): values for split, row, *values in lines}
     assert {result.dataset_split for result in card.data.eval_results} == {"train", "held-out"}
     assert not LOCAL_PATH.search(example)
     for block in ("bibtex", "python", "bash"):
@@ -171,7 +217,7 @@ def test_a_run_that_goes_on_keeps_what_was_written_by_hand(finished, workspace):
     # Changed, added and deleted by hand; and what was not, as it now is.
     assert card.data.license == "mit" and card.data.thumbnail == "https://example.org/a.png"
     assert card.data.pipeline_tag is None and card.data.language == "en"
-    assert {result.metric_name for result in card.data.eval_results} >= {"loss, step 6", "R@1, true mask"}
+    assert {result.metric_name for result in card.data.eval_results} >= {"R@5, true mask", "R@1, true mask"}
     rows = rows_of(card.text)
     assert rows["Steps"] == ["6 of 6, 3 epochs"]
     assert "Time (part 1: steps 0 to 4)" in rows and "Time (part 2: steps 4 to 6)" in rows
@@ -289,12 +335,47 @@ def test_what_is_not_known_is_said(tmp_path):
         ({"widget": [{"src": "http://localhost/a.jpg"}]}, "accepted is the public http(s) URL"),
         ({"widget": [{"url": "https://a.org/b"}]}, "accepted are src, which it needs"),
         ({"widget": [{"src": "https://a.org/b", "candidate_labels": ["a, b"]}]}, "separates labels by commas"),
-        ({"results": {"train": {"true mask": 0.5}}}, "results is not of the form {split: {row: {metric: value}}}"),
+        ({"widget": "photo.jpg"}, "widget is 'photo.jpg'; accepted is a list of objects"),
+        ({"results": {"train": {"true mask": 0.5}}}, "is 0.5; accepted is {split: {row: {metric: value}}}"),
+        ({"results": {"train": {"true mask": {"r1": "0.5"}}}}, "has '0.5' as 'r1'; accepted is a number"),
+        ({"data": {"train": "coco"}}, "data of 'train' is 'coco'; accepted is an object of name, images and regions"),
+        ({"data": {"train": {"photos": 3}}}, "data of 'train' has photos; accepted are name, images and regions"),
+        ({"data": {"train": {"images": "3"}}}, "images in data of 'train' is '3'; accepted are whole numbers"),
+        ({"pipeline_tag": "zs"}, "pipeline_tag is 'zs'; accepted are 'zero-shot-image-classification', "),
+        ({"base_model_relation": "child"}, "base_model_relation is 'child'; accepted are 'finetune', "),
+        ({"language": "English (US)"}, "language has 'English (US)'; accepted are ISO 639 codes"),
+        ({"tags": [1]}, "tags is [1]; accepted is a list of texts"),
+        ({"model_name": 3}, "model_name is 3; accepted is a text"),
+        ({"repo_id": "a/b/c"}, "repo_id is 'a/b/c'; accepted is an id on the Hub"),
     ],
 )
 def test_wrong_details_say_what_is_wrong(details, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         card_of(**details)
+    ((name, value),) = details.items()
+    if details != {"license": "other"}:
+        later = CardDetails()
+        with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+            setattr(later, name, value)
+
+
+def test_details_in_other_forms_mean_the_same():
+    details = CardDetails(
+        language=("en", "de"),
+        notes="Not for medicine.",
+        widget={"src": "https://example.org/a.jpg", "candidate_labels": ("a", "b")},
+        data={"val": {"images": np.int64(3)}},
+        results={"val": {"true mask": {"r1": np.float32(0.5)}, "nothing": {}}, "empty": {}},
+        command=["python", "train.py", "--data", "/home/me/my docs/a.jsonl"],
+    )
+    card = render_model_card(PixCLIPConfig(), details=details)
+    assert card.data.language == ["en", "de"] and card.data.widget[0]["candidate_labels"] == "a, b"
+    assert "- Not for medicine.\n" in card.text and "**val** (3 images)" in card.text
+    assert (
+        card.data.eval_results[0].metric_value == 0.5 and "```bash\npython train.py --data a.jsonl\n```" in card.text
+    )
+    # Tables that would have a header alone.
+    assert "| nothing |" not in card.text and "**empty**" not in card.text
 
 
 def test_results_come_from_a_file_too(tmp_path):
@@ -303,6 +384,49 @@ def test_results_come_from_a_file_too(tmp_path):
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_type) == ("recall_at_10", 0.25, "org/regions")
     assert rows_of(card.text)["true mask"] == ["0.250", "-"]
+
+
+def test_results_that_are_not_there_yet_come_when_they_are(tmp_path, caplog):
+    details = CardDetails(results=tmp_path / "region_retrieval.json")
+    trainer, card = with_card(tmp_path / "run", details)
+    trainer.train()
+    assert "Nothing was measured." in (tmp_path / "run" / "README.md").read_text()
+    (tmp_path / "region_retrieval.json").write_text('{"val": {"true mask": {"r1": 0.25}}}')
+    card.write()
+    assert rows_of((tmp_path / "run" / "README.md").read_text())["true mask"] == ["0.250"]
+    (tmp_path / "region_retrieval.json").write_text("{broken")
+    with pytest.raises(ValueError, match="region_retrieval.json cannot be read as JSON"):
+        card.write()
+    with pytest.raises(ValueError, match="region_retrieval.json cannot be read as JSON"):
+        with_card(tmp_path / "other", details)
+    # The model is saved all the same.
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "model.safetensors").exists() and not (tmp_path / "saved" / "README.md").exists()
+
+
+def test_the_trainers_retrieval_is_in_the_metadata_unless_the_results_have_it():
+    training = {
+        "evaluation": {"eval_loss": 3.0, "eval_region_to_text_r1": 0.25, "eval_region_to_text_r5": 0.5, "step": 2}
+    }
+    results = {"val": {"true mask": {"r1": 0.75}}}
+    found = model_index_results(results, {"train": {}, "val": {}}, [], training)
+    assert [(result.metric_type, result.metric_value) for result in found] == [
+        ("recall_at_1", 0.75),
+        ("recall_at_5", 0.5),
+    ]
+    assert {result.task_type for result in found} == {"image-text-retrieval"}
+
+
+def test_a_folder_that_is_named_like_a_repository_is_no_base_model(tmp_path, monkeypatch):
+    objective_model().save_pretrained(tmp_path / "stage1")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = PixCLIPForPreTraining.from_pretrained("stage1").config
+    assert config.name_or_path == "stage1"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert render_model_card(config).data.base_model is None
+    config._commit_hash = 40 * "0"
+    assert render_model_card(config).data.base_model == ["stage1"]
 
 
 def test_an_objective_is_recognised_as_a_preset():
@@ -369,6 +493,47 @@ def test_a_callback_that_could_not_push_its_card_is_refused(tmp_path):
     trainer = make_trainer(tmp_path, objective_model(), callbacks=[ModelCardCallback()])
     with pytest.raises(ValueError, match=re.escape("call ModelCardCallback(...).add_to(trainer)")):
         trainer.train()
+
+
+def test_the_trainers_card_that_was_edited_stays(tmp_path):
+    trainer = make_trainer(tmp_path, objective_model(), max_steps=2, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    trainer.create_model_card(license="mit")
+    stock = (tmp_path / "README.md").read_text()
+    assert "- Loss: " in stock and "| Training Loss |" in stock
+    assert "generated automatically" not in rewritten(tmp_path, stock).text
+    card = rewritten(tmp_path, stock.replace("## Model description\n\nMore information needed", "It sees dogs.", 1))
+    assert "It sees dogs." in card.text and card.text.count(BEGIN) == 1 and card.data.license == "mit"
+
+
+def test_a_card_that_is_a_link_stays_one(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "card.md").write_text("# Mine\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "README.md").symlink_to(tmp_path / "docs" / "card.md")
+    assert write_model_card(tmp_path / "run", card_of()) == tmp_path / "run" / "README.md"
+    assert (tmp_path / "run" / "README.md").is_symlink()
+    assert (tmp_path / "docs" / "card.md").read_text().count(BEGIN) == 1
+    assert os.listdir(tmp_path / "docs") == ["card.md"] and os.listdir(tmp_path / "run") == ["README.md"]
+
+
+class Spoil(TrainerCallback):
+    """Puts into the details what no check sees."""
+
+    def __init__(self, details):
+        self.details = details
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.details.data["train"] = "coco"
+
+
+def test_no_card_ends_a_run(tmp_path):
+    details = CardDetails()
+    trainer, card = with_card(tmp_path, details, callbacks=[Spoil(details)], save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 2 and (tmp_path / "checkpoint-2" / "model.safetensors").exists()
+    with pytest.raises(TypeError, match="is not a mapping"):
+        card.write()
 
 
 class Damage(TrainerCallback):

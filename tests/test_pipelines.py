@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_for_tests import ClientError, client_of, running_hub
 from PIL import Image
 from tiny_models import pixclip_config, randomise
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
-from transformers import CLIPTextConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
+from transformers import CLIPTextConfig, LlamaModel, PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
 from modeling_pixclip import (
     PixCLIPDataCollator,
@@ -384,6 +385,19 @@ def test_errors_of_images_are_those_of_the_processor(pixclip, pipes, tmp_path):
         (photo(), {"candidate_labels": ["cup"], "hypothesis_template": "a photo"}, "hypothesis_template is 'a photo'"),
         (photo(), {"candidate_labels": ["cup"], "pooling": "mean"}, "pooling is 'mean'"),
         (photo(), {"candidate_labels": ["cup"], "region_batch_size": 0}, "region_batch_size is 0"),
+        (photo(), {"candidate_labels": ["cup"], "region_batch_size": True}, "region_batch_size is True"),
+        (photo(), {"candidate_labels": ["cup"], "images_kwargs": {"crops": True}}, "images_kwargs is {'crops': True}"),
+        (
+            photo(),
+            {"candidate_labels": ["cup"], "images_kwargs": {"return_tensors": "np"}},
+            "accepted is a dict of .* size",
+        ),
+        (
+            photo(),
+            {"candidate_labels": ["cup", "dog", "cup"]},
+            r"candidate_labels\[2\] is 'cup', as is candidate_labels\[0\]",
+        ),
+        (None, {"candidate_labels": ["cup"]}, "images is None; pass an image"),
         (photo(), {"candidate_labels": ["cup"], "pooling": "cls", "mask_input": False}, "mask_input=False"),
         (
             {"image": photo(), "mask": 1},
@@ -407,6 +421,35 @@ def test_an_unknown_keyword_is_refused(pipes, pixclip):
         pipes[CLASSIFY](photo(), candidate_label=LABELS)
     with pytest.raises(TypeError, match="unknown keyword hypothesis_template"):
         pipeline(EMBED, model=pixclip[0], processor=pixclip[1], device="cpu", hypothesis_template="{}")
+
+
+def test_labels_are_the_second_argument_as_in_the_stock_pipeline(pipes):
+    wanted = pipes[CLASSIFY](photo(), boxes=BOXES, candidate_labels=LABELS)
+    assert pipes[CLASSIFY](photo(), LABELS, boxes=BOXES) == wanted
+    for given in ((pipes[CLASSIFY], photo(), LABELS, masks_of()), (pipes[EMBED], photo(), masks_of())):
+        with pytest.raises(TypeError, match="positional argument"):
+            given[0](*given[1:])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_in_a_worker_process_is_the_processors(pipes, stream):
+    inputs = [photo(), {"image": photo(), "boxes": [[9, 9, 1, 1]]}]
+    messages = []
+    for workers in (0, 1):
+        with pytest.raises(ValueError) as found:
+            list(pipes[EMBED]((item for item in inputs) if stream else inputs, num_workers=workers))
+        messages.append(str(found.value))
+    assert messages[0] == messages[1] and messages[0].startswith("boxes[1][0]")
+
+
+def test_a_tower_alone_is_refused(pixclip):
+    model, processor = pixclip
+    for task in (CLASSIFY, EMBED):
+        for tower in (model.vision_model, model.text_model):
+            with pytest.raises(ValueError, match=f"the model is a {type(tower).__name__}; .* a whole PixCLIP model"):
+                pipeline(task, model=tower, processor=processor, device="cpu")
+        with pytest.raises(ValueError, match="pass processor=, a PixCLIPProcessor, or image_processor="):
+            pipeline(task, model=model, device="cpu")
 
 
 def test_a_half_precision_model_answers_in_float32(pixclip):
@@ -470,6 +513,56 @@ def test_every_saved_folder_carries_the_pipelines(tmp_path, pixclip, save, model
     assert type(pipeline(CLASSIFY, model=str(tmp_path))) is ZeroShotRegionClassificationPipeline
 
 
+def save_without_tokenizer(model, processor, folder):
+    pipeline(EMBED, model=model, image_processor=processor.image_processor, device="cpu").save_pretrained(folder)
+    assert not list(folder.glob("*token*"))
+
+
+def test_a_folder_without_a_tokenizer_embeds_and_does_not_classify(tmp_path, pixclip, pipes):
+    model, processor = pixclip
+    save_without_tokenizer(model, processor, tmp_path)
+    wanted = pipes[EMBED](photo(), boxes=BOXES)
+    alone = processor.image_processor
+    for options in ({}, {"processor": alone}, {"image_processor": alone}, {"processor": processor}):
+        embed = pipeline(EMBED, model=str(tmp_path), device="cpu", **options)
+        assert embed(photo(), boxes=BOXES) == wanted
+    with pytest.raises(
+        ValueError, match="there is no tokenizer beside the model .*Pass processor=, a PixCLIPProcessor"
+    ):
+        pipeline(CLASSIFY, model=str(tmp_path), device="cpu")
+    classify = pipeline(CLASSIFY, model=str(tmp_path), processor=processor, device="cpu")
+    assert flat(classify(photo(), LABELS)) == pytest.approx(flat(pipes[CLASSIFY](photo(), LABELS)), abs=1e-6)
+
+
+def test_pipelines_of_the_users_own_stay(tmp_path):
+    own = {"my-task": {"impl": "my_pipeline.MyPipeline", "pt": ["AutoModel"]}}
+    model = build_model(PixCLIPModel)
+    model.config.custom_pipelines = own
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        model.save_pretrained(folder)
+        assert model.config.custom_pipelines == own
+        saved = json.loads((folder / "config.json").read_text())["custom_pipelines"]
+        assert saved.keys() == {CLASSIFY, EMBED, "my-task"} and saved["my-task"] == own["my-task"]
+        model = PixCLIPModel.from_pretrained(folder)
+
+
+def test_a_push_does_not_tell_the_folder_of_the_text_backbone(tmp_path, pixclip):
+    backbone = tmp_path / "secret-folder" / "llm"
+    LlamaModel(pixclip_config().text_config.backbone_config).save_pretrained(backbone)
+    model = PixCLIPModel.from_vision_text_pretrained(pixclip_config().vision_config, str(backbone))
+    save_by_model(model, pixclip[1], tmp_path / "whole")
+    model.save_pretrained(tmp_path / "reference", include_text_backbone=False)
+    pixclip[1].save_pretrained(tmp_path / "reference")
+    with running_hub(tmp_path / "hub") as hub, client_of(hub, tmp_path / "client") as client:
+        client.call("push_pipeline", folder=str(tmp_path / "whole"), repository="org/pushed", task=EMBED)
+        assert {"model.safetensors", "tokenizer.json", "pipeline_pixclip.py"} <= set(hub.files("org/pushed"))
+        for name in hub.files("org/pushed"):
+            if name.endswith((".json", ".md")):
+                assert "secret-folder" not in hub.ask("GET", f"/org/pushed/resolve/main/{name}").text, name
+        with pytest.raises(ClientError, match="left out of a checkpoint on the Hub"):
+            client.call("push_pipeline", folder=str(tmp_path / "reference"), repository="org/not", task=EMBED)
+
+
 def test_the_stock_pipeline_batches_images(tmp_path, pixclip):
     save_by_pipeline(*pixclip, tmp_path)
     classify = pipeline("zero-shot-image-classification", model=str(tmp_path), device="cpu")
@@ -486,6 +579,9 @@ def test_without_the_package_a_fresh_process_gives_the_same_answers(tmp_path, pi
     save_by_model(model, processor, tmp_path / "model")
     save_by_pipeline(model, processor, tmp_path / "pipeline")
     home = tmp_path / "home"
+    save_without_tokenizer(model, processor, tmp_path / "no tokenizer")
+    model.vision_model.save_pretrained(tmp_path / "vision")
+    model.text_model.save_pretrained(tmp_path / "text")
     repository = home / "hub" / "models--somebody--pixclip-tiny"
     shutil.copytree(tmp_path / "model", repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
@@ -505,6 +601,11 @@ def test_without_the_package_a_fresh_process_gives_the_same_answers(tmp_path, pi
         "sources": [str(tmp_path / "model"), str(tmp_path / "pipeline"), "somebody/pixclip-tiny"],
         "answers": answers,
         "saved": str(tmp_path / "saved again"),
+        "without_tokenizer": str(tmp_path / "no tokenizer"),
+        "towers": {
+            str(tmp_path / "vision"): "PixCLIPVisionModel",
+            str(tmp_path / "text"): "PixCLIPTextModel",
+        },
     }
     (tmp_path / "request.json").write_text(json.dumps(request))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}

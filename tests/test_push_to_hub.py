@@ -5,6 +5,8 @@ import base64
 import io
 import json
 import shutil
+import socket
+import subprocess
 import sys
 
 import pytest
@@ -39,6 +41,17 @@ LEFT_BY_TRAINING = (
     "checkpoint-5/model.safetensors",
     "checkpoint-5/optimizer.pt",
 )
+# What looks like something to upload, and is not: in folders, or left by another save.
+NOT_OURS = (
+    "LICENSES/secret.key",
+    "LICENSE.token",
+    ".env",
+    "model-x/a-of-b.safetensors",
+    "model-00001-of-00002.safetensors",
+    "pytorch_model.bin",
+    "sub/config.json",
+    "tokenization_of_another.py",
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +68,12 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "mine")
 
 
+@pytest.fixture
+def without_remote_code(monkeypatch):
+    """Leaves out the check that takes a process of its own, which other tests have."""
+    monkeypatch.setattr(push_to_hub, "check_loads_by_remote_code", lambda *arguments: None)
+
+
 def run(capsys, folder, *options, name="me/pixclip"):
     """Without a Hub; the offline mode of the tests would refuse one."""
     status = push_to_hub.main(["--folder", str(folder), "--repo_id", name, *options])
@@ -68,18 +87,21 @@ def sent(printed):
     return {line.split()[1] for line in table.splitlines()[:-1]}
 
 
-def test_a_dry_run_tells_what_would_be_sent_and_leaves_the_rest(capsys, folder):
-    for name in LEFT_BY_TRAINING:
+def test_a_dry_run_tells_what_would_be_sent_and_leaves_the_rest(capsys, folder, monkeypatch):
+    left = (*LEFT_BY_TRAINING, *NOT_OURS)
+    for name in left:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     status, printed, _ = run(capsys, folder, "--dry_run")
     assert status == 0
     names = sent(printed)
-    expected = {path.name for path in folder.iterdir() if path.is_file()} - {*LEFT_BY_TRAINING}
+    expected = {path.name for path in folder.iterdir() if path.is_file()} - {*left}
     assert names == expected and "modeling_pixclip.py" in names and "pipeline_pixclip.py" in names
-    for name in LEFT_BY_TRAINING:
-        assert name in printed.split("stay here:")[1]
+    told = printed.split("stay here: ")[1].split("\n")[0]
+    assert {*told.split(", ")} == {*left}
+    # The check that others can load it is done.
+    monkeypatch.setattr(push_to_hub, "check_loads_by_remote_code", lambda *arguments: None)
     status, printed, _ = run(capsys, folder, "--dry_run", "--include", "run_arguments.json", "runs/*")
     assert sent(printed) == expected | {"run_arguments.json", "runs/events.out.tfevents"}
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -103,8 +125,48 @@ def of_another_type(folder):
     LlamaModel(backbone_config("llama")).save_pretrained(folder)
 
 
+def set_fields(**fields):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+    return change
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def with_shards(folder):
+    PixCLIPModel.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+
+
+def with_missing_shard(folder):
+    with_shards(folder)
+    (folder / "model.safetensors").unlink()
+    min(folder.glob("model-*.safetensors")).unlink()
+
+
+OTHER_CODE = {"AutoModel": "other/repo--modeling_pixclip.PixCLIPModel"}
 REFUSED = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    "broken config": (write("config.json", '{"model_type": "pixclip"'), "config.json is no JSON"),
+    "a config that is none": (write("config.json", "[]"), "config.json holds a list"),
+    "a field of another type": (set_fields(projection_dim="x"), "config.json cannot be used.*projection_dim"),
+    "an unknown type with code": (set_fields(model_type="nosuch"), "type 'nosuch'; accepted is 'pixclip'"),
+    "code of another repository": (set_fields(auto_map=OTHER_CODE, custom_pipelines={}), "names no code beside it"),
+    "broken processor": (write("processor_config.json", "{"), "processor_config.json is no JSON"),
+    "broken tokenizer": (write("tokenizer.json", "{"), "its processor cannot be loaded"),
+    "broken index": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json"),
+        "model.safetensors.index.json is no JSON",
+    ),
+    "weights twice": (with_shards, "weights twice, in model.safetensors and in the files that"),
+    "a shard is missing": (with_missing_shard, "model-00001-of-.* is missing, which its"),
+    "code that is none": (
+        write("modeling_pixclip.py", "syntax error ("),
+        "others cannot load it with trust_remote_code=True: SyntaxError",
+    ),
     "another type": (of_another_type, "type 'llama'; accepted is 'pixclip'"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "the model cannot be loaded"),
     "cut weights": (cut, "the model cannot be loaded"),
@@ -120,7 +182,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_folder_that_others_could_not_use_is_refused(capsys, folder, what):
+def test_a_folder_that_others_could_not_use_is_refused(capsys, folder, what, monkeypatch):
+    def ask(*arguments):
+        raise AssertionError("it asks the user")
+
+    monkeypatch.setattr("builtins.input", ask)
     damage, message = REFUSED[what]
     damage(folder)
     status, printed, errors = run(capsys, folder, "--dry_run")
@@ -128,6 +194,47 @@ def test_a_folder_that_others_could_not_use_is_refused(capsys, folder, what):
     assert str(folder) in errors
     with pytest.raises(AssertionError, match=f"(?s){message}"):
         raise AssertionError(errors)
+
+
+TOKENIZER = """
+from transformers import PreTrainedTokenizerFast
+from .words_of_mine import WORDS
+
+
+class TokenizerOfMine(PreTrainedTokenizerFast):
+    words = WORDS
+"""
+
+
+def test_a_tokenizer_with_code_of_its_own_takes_it_along(capsys, folder):
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config |= {
+        "tokenizer_class": "TokenizerOfMine",
+        "auto_map": {"AutoTokenizer": [None, "tokens_of_mine.TokenizerOfMine"]},
+    }
+    path.write_text(json.dumps(config))
+    (folder / "words_of_mine.py").write_text("WORDS = ()\n")
+    (folder / "tokens_of_mine.py").write_text(TOKENIZER)
+    further = {"spiece.model", "sentencepiece.bpe.model", "tekken.json", "additional_chat_templates/a.jinja"}
+    (folder / "additional_chat_templates").mkdir()
+    for name in further:
+        (folder / name).write_text("{}")
+    status, printed, errors = run(capsys, folder, "--dry_run")
+    assert status == 0, errors
+    assert further | {"tokens_of_mine.py", "words_of_mine.py"} <= sent(printed)
+    (folder / "words_of_mine.py").unlink()
+    assert "words_of_mine.py is missing" in run(capsys, folder, "--dry_run")[2]
+
+
+def test_what_a_backbone_was_loaded_by_is_not_needed(capsys, folder, without_remote_code):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["backbone_config"]["auto_map"] = {
+        "AutoModel": "other/repo--modeling_x.X",
+        "AutoConfig": "y.Y",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    assert run(capsys, folder, "--dry_run")[0] == 0
 
 
 @pytest.fixture
@@ -152,7 +259,23 @@ def test_a_backbone_that_only_this_machine_has_is_refused(capsys, with_local_bac
     assert status == 1 and "secret" in errors and "include_text_backbone=True" in errors
 
 
-def test_the_folder_of_a_backbone_that_is_in_the_checkpoint_is_not_told(with_local_backbone):
+def test_a_backbone_that_others_get_from_the_hub_is_not_loaded(capsys, with_local_backbone):
+    folder = with_local_backbone(include_text_backbone=False)
+    config = json.loads((folder / "config.json").read_text())
+    source = config["text_config"]["backbone_source"]
+    config["text_config"]["backbone_source"] = {
+        "repo_id": "org/llm",
+        "revision": None,
+        "config_sha256": source["config_sha256"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    status, printed, errors = run(capsys, folder, "--dry_run")
+    assert status == 0 and "model.safetensors" in sent(printed), errors
+    without_weight(folder)
+    assert "1 missing keys, such as logit_scale" in run(capsys, folder, "--dry_run")[2]
+
+
+def test_the_folder_of_a_backbone_that_is_in_the_checkpoint_is_not_told(with_local_backbone, without_remote_code):
     folder = with_local_backbone()
     assert "secret" in (folder / "config.json").read_text()
     options = push_to_hub.parse_arguments(["--folder", str(folder), "--repo_id", "me/x"])
@@ -168,6 +291,10 @@ def test_the_folder_of_a_backbone_that_is_in_the_checkpoint_is_not_told(with_loc
         (["--card_details", '{"licence": "mit"}'], "licence"),
         (["--card_details", "{"], "--card_details cannot be used"),
         (["--no_card", "--write_card"], "exclude each other"),
+        (["--tag", "a tag"], "--tag 'a tag' is no name that git accepts"),
+        (["--tag", "main"], "is the name of the branch"),
+        (["--revision", "dev", "--tag", "dev"], "is the name of the branch"),
+        (["--revision", "a..b"], "--revision 'a..b' is no name"),
     ],
 )
 def test_options_that_cannot_be_used(capsys, folder, options, message):
@@ -177,6 +304,33 @@ def test_options_that_cannot_be_used(capsys, folder, options, message):
     with pytest.raises(SystemExit):
         run(capsys, folder, "--dry_run", name="me/a name")
     assert "is no name of a repository" in capsys.readouterr().err
+
+
+# By `git check-ref-format --branch`.
+ACCEPTED = ["v1", "v1.0-rc.1", "a/b", "é", "a@b", "x#1", "a.lock.b"]
+NOT_ACCEPTED = [
+    "a b",
+    "..",
+    "a..b",
+    "x.lock",
+    "x.lock/a",
+    "-a",
+    "a/",
+    "/a",
+    "a//b",
+    ".a",
+    "a/.b",
+    "a.",
+    "a@{b",
+    "HEAD",
+]
+NOT_ACCEPTED += ["a~", "a^", "a:b", "a?", "a*", "a[", "a\\b", "a\n", ""]
+
+
+@pytest.mark.parametrize("name", ACCEPTED + NOT_ACCEPTED)
+def test_names_of_branches_are_those_of_git(name):
+    git = subprocess.run(["git", "check-ref-format", "--branch", name], capture_output=True).returncode == 0
+    assert push_to_hub.is_ref_name(name) == git == (name in ACCEPTED)
 
 
 def test_a_pattern_without_files_and_a_missing_handler_are_named(capsys, folder, monkeypatch, tmp_path):
@@ -204,9 +358,17 @@ def client(hub, tmp_path_factory):
         yield client
 
 
-def run_client(client, folder, repository, *options, token=OWNER):
-    arguments = ["--folder", str(folder), "--repo_id", repository, *options]
-    return client.call("run_example", name="push_to_hub", arguments=arguments, token=token)
+def arguments_of(folder, repository, *options, token=OWNER, checked=False):
+    return {
+        "name": "push_to_hub",
+        "arguments": ["--folder", str(folder), "--repo_id", repository, *options],
+        "token": token,
+        "without": [] if checked else ["check_loads_by_remote_code"],
+    }
+
+
+def run_client(client, *arguments, **options):
+    return client.call("run_example", **arguments_of(*arguments, **options))
 
 
 def commits_of(hub, repository):
@@ -216,7 +378,7 @@ def commits_of(hub, repository):
 def test_it_pushes_all_in_one_commit(hub, client, folder):
     state = client.call("fingerprint_of_folder", folder=str(folder))
     options = ["--private", "--tag", "v1", "--commit_message", "First", "--endpoint_handler"]
-    status, printed, errors = run_client(client, folder, "org/mine", *options)
+    status, printed, errors = run_client(client, folder, "org/mine", *options, checked=True)
     assert (status, errors) == (0, "")
     assert commits_of(hub, "org/mine") == ["First", "initial commit"]
     files = hub.files("org/mine")
@@ -249,6 +411,49 @@ def test_a_branch_is_made_and_main_stays(hub, client, folder):
     assert (status, errors) == (0, "")
     assert {*hub.files("org/branches")} == {".gitattributes"}
     assert "model.safetensors" in hub.files("org/branches", "experiment")
+    # Branches and tags are told apart before anything is sent.
+    client.call("hub", method="create_tag", repo_id="org/branches", tag="v1")
+    assert (
+        "is not a branch of org/branches, but a tag"
+        in run_client(client, folder, "org/branches", "--revision", "v1")[2]
+    )
+    assert "has a branch 'experiment'" in run_client(client, folder, "org/branches", "--tag", "experiment")[2]
+    refs = hub.ask("GET", "/api/models/org/branches/refs").json()
+    assert [ref["name"] for ref in refs["branches"]] == ["main", "experiment"]
+    assert {*hub.files("org/branches")} == {".gitattributes"}
+
+
+def test_a_name_without_an_owner_is_the_users_own(hub, client, folder):
+    status, printed, errors = run_client(client, folder, "nameless", "--write_card")
+    assert (status, errors) == (0, "") and '"owner/nameless"' in printed
+    assert "model.safetensors" in hub.files("owner/nameless")
+    assert '"owner/nameless"' in hub.ask("GET", "/owner/nameless/resolve/main/README.md").text
+
+
+def test_a_tag_that_somebody_else_made_meanwhile_does_not_undo_the_push(hub, client, folder):
+    assert run_client(client, folder, "org/tagged")[0] == 0
+    (folder / "README.md").write_text(CARD + "More.\n")
+    # Repository, card, upload modes, commit, and then the tag.
+    hub.arm(request=5, when="before")
+    client.send("run_example", **arguments_of(folder, "org/tagged", "--tag", "v1"))
+    assert hub.wait_until_held(client.process)
+    hub.ask("POST", "/api/models/org/tagged/tag/main", json={"tag": "v1"}).raise_for_status()
+    hub.release()
+    status, printed, errors = client.answer()
+    assert status == 1 and "Pushed: http" in printed and "was not pushed" not in errors
+    assert "It was pushed, but its tag 'v1' was not set: the Hub answered 409" in errors
+    assert "More." in hub.ask("GET", "/org/tagged/resolve/main/README.md").text
+
+
+def test_a_hub_that_does_not_answer_is_named(capsys, folder, monkeypatch, without_remote_code):
+    monkeypatch.setattr(push_to_hub.constants, "HF_HUB_OFFLINE", False)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        monkeypatch.setattr(push_to_hub.constants, "ENDPOINT", url)
+        for name in ("me/pixclip", "pixclip"):
+            status, _, errors = run(capsys, folder, name=name)
+            assert status == 1 and f"{url} cannot be reached" in errors and "Traceback" not in errors
 
 
 def test_weights_in_other_files_do_not_outlive_a_push(hub, client, folder, tmp_path):
@@ -265,7 +470,8 @@ def test_weights_in_other_files_do_not_outlive_a_push(hub, client, folder, tmp_p
     assert "model.safetensors" not in hub.files("org/shards")
     assert len(commits_of(hub, "org/shards")) == 3
     assert client.call("load", auto="AutoModel", repository="org/shards")["state"] == state
-    # And back to one file.
+    # And back to one file; Transformers leaves the index there.
+    shutil.copy(sharded / "model.safetensors.index.json", folder)
     assert run_client(client, folder, "org/shards")[0] == 0
     assert not [name for name in hub.files("org/shards") if "-of-" in name or name.endswith(".index.json")]
 
@@ -294,8 +500,7 @@ def test_what_somebody_pushes_meanwhile_is_not_covered(hub, client, folder):
     (folder / "README.md").write_text(CARD + "More.\n")
     # Repository, card, upload modes, and then the commit.
     hub.arm(request=4, when="before")
-    arguments = ["--folder", str(folder), "--repo_id", "org/busy"]
-    client.send("run_example", name="push_to_hub", arguments=arguments, token=OWNER)
+    client.send("run_example", **arguments_of(folder, "org/busy"))
     assert hub.wait_until_held(client.process)
     content = base64.b64encode(b"theirs").decode()
     file = {"key": "file", "value": {"path": "theirs.txt", "content": content, "encoding": "base64"}}

@@ -2,15 +2,21 @@
 """The code beside saved weights is complete, no more than that, and keeps to the rules by which Transformers loads it."""
 
 import ast
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from remote_code_rules import clashes, needed_files, references, violations
+from safetensors.torch import load_file
 from test_auto_classes import build_model, build_processor
 from transformers import Trainer, TrainingArguments
 from transformers.dynamic_module_utils import check_imports, get_relative_import_files
 
-from modeling_pixclip import PixCLIPForPreTraining, PixCLIPModel
+from modeling_pixclip import PixCLIPForPreTraining, PixCLIPModel, PixCLIPVisionModelWithProjection
 
 
 ROOT = Path(__file__).parents[1]
@@ -37,12 +43,40 @@ def save_by_trainer(folder):
     Trainer(build_model(PixCLIPForPreTraining), arguments, processing_class=build_processor()).save_model()
 
 
+def save_after_towers(folder):
+    model = build_model(PixCLIPModel)
+    for tower in (model.vision_model, model.text_model):
+        tower.save_pretrained(folder / "tower")
+    model.save_pretrained(folder)
+
+
 def save_again(folder):
     build_model(PixCLIPForPreTraining).save_pretrained(folder / "first")
     PixCLIPModel.from_pretrained(folder / "first").save_pretrained(folder)
 
 
+def projected_tower():
+    return PixCLIPVisionModelWithProjection(build_model(PixCLIPModel).config.vision_config)
+
+
+VISION_CONFIG = {"AutoConfig": {"configuration_pixclip.PixCLIPVisionConfig"}}
 SAVED = {
+    "vision tower": (
+        lambda folder: build_model(PixCLIPModel).vision_model.save_pretrained(folder),
+        {**VISION_CONFIG, "AutoModel": {"modeling_vision_pixclip.PixCLIPVisionModel"}},
+    ),
+    "vision tower with projection": (
+        lambda folder: projected_tower().save_pretrained(folder),
+        {**VISION_CONFIG, "AutoModel": {"modeling_vision_pixclip.PixCLIPVisionModelWithProjection"}},
+    ),
+    "text tower": (
+        lambda folder: build_model(PixCLIPModel).text_model.save_pretrained(folder),
+        {
+            "AutoConfig": {"configuration_pixclip.PixCLIPTextConfig"},
+            "AutoModel": {"modeling_text_pixclip.PixCLIPTextModel"},
+        },
+    ),
+    "model, after its towers": (save_after_towers, MODEL),
     "model": (lambda folder: build_model(PixCLIPModel).save_pretrained(folder), MODEL),
     "model with objective": (lambda folder: build_model(PixCLIPForPreTraining).save_pretrained(folder), MODEL),
     "model, saved again": (save_again, MODEL),
@@ -99,6 +133,71 @@ def test_file_names_are_unique_over_both_packages():
 def test_a_copied_file_is_no_package_of_its_own():
     # Both would be found under one name in the folder of a checkpoint.
     assert not {path.stem for folder in FOLDERS for path in folder.glob("*.py")} & {"torch", "numpy", "transformers"}
+
+
+# Checkpoints are exchanged between versions of Transformers
+
+HERE = Path(__file__).parent
+SAVE = """
+import json, sys
+from pathlib import Path
+from test_auto_classes import build_model, build_processor, write_expectations
+from modeling_pixclip import PixCLIPForPreTraining
+
+folder, into = map(Path, sys.argv[1:])
+build_model(PixCLIPForPreTraining).save_pretrained(folder)
+build_processor().save_pretrained(folder)
+build_processor().image_processor.save_pretrained(folder / "image_processor")
+(into / "request.json").write_text(json.dumps(write_expectations(folder, into)))
+"""
+LOAD_WITH_PACKAGE = """
+import json, sys
+from pathlib import Path
+from test_auto_classes import write_expectations
+
+folder, into = map(Path, sys.argv[1:])
+(into / "request.json").write_text(json.dumps(write_expectations(folder, into)))
+"""
+
+
+def run_python(python, *arguments, home):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "PYTHONPATH": str(HERE)}
+    command = [str(python), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("back", [False, True], ids=["saved here", "loaded here"])
+def test_what_one_supported_version_saves_the_other_loads(tmp_path, back):
+    """By the code in the folder and with the package, to the bit."""
+    environments = [ROOT / name for name in (".venv", ".venv-oldest")]
+    others = [path / "bin" / "python" for path in environments if path.resolve() != Path(sys.prefix).resolve()]
+    if len(others) != 1 or not others[0].exists():
+        pytest.skip("needs .venv and .venv-oldest (make test-oldest), the tests run in one of them")
+    saver, loader = [others[0], sys.executable] if back else [sys.executable, others[0]]
+    version = "import transformers; print(transformers.__version__)"
+    assert run_python(saver, "-c", version, home=tmp_path) != run_python(loader, "-c", version, home=tmp_path)
+    folder, expected, found = (tmp_path / name for name in ("model", "expected", "found"))
+    for path in (folder, expected, found):
+        path.mkdir()
+    run_python(saver, "-c", SAVE, folder, expected, home=tmp_path)
+    request = json.loads((expected / "request.json").read_text())
+    run_python(loader, "-c", LOAD_WITH_PACKAGE, folder, found, home=tmp_path)
+    assert json.loads((found / "request.json").read_text())["scores"] == request["scores"]
+    wanted, tensors = (load_file(path / "expected.safetensors") for path in (expected, found))
+    assert wanted.keys() == tensors.keys() and all(torch.equal(wanted[name], tensors[name]) for name in wanted)
+    request |= {
+        "sources": [str(folder)],
+        "weights": {str(folder): str(folder / "model.safetensors")},
+        "image_processor": str(folder / "image_processor"),
+        "saved": str(tmp_path / "saved again"),
+    }
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    script = HERE / "load_by_remote_code.py"
+    assert run_python(loader, script, tmp_path / "request.json", home=tmp_path).strip() == "checked 1"
 
 
 # The lint finds what it is there for

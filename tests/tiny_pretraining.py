@@ -59,6 +59,8 @@ def make_workspace(folder, photos=(("train", 6), ("heldout", 5)), rich=False, **
                 rich_record(record, number)
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     config = json.loads((ROOT / "examples/configs/coco_regions.json").read_text(encoding="utf-8"))
+    # It is of the default run's model.
+    del config["card"]
     config["vision_config"].update(
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     )
@@ -67,6 +69,7 @@ def make_workspace(folder, photos=(("train", 6), ("heldout", 5)), rich=False, **
             "text_backbone": str(folder / "llm"),
             "text_template": "{text}",
             "cache_dir": str(folder / "cache"),
+            "output_dir": str(folder / "run"),
             "train_file": str(folder / "train.jsonl"),
             "eval_file": str(folder / "heldout.jsonl"),
             "num_train_epochs": 2,

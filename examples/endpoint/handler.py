@@ -34,6 +34,7 @@ import ipaddress
 import logging
 import math
 import os
+import queue
 import re
 import socket
 import ssl
@@ -57,6 +58,7 @@ LIMITS = {
     "PIXCLIP_MAX_REQUEST_BYTES": (64 * 2**20, "about the size of a request"),
     "PIXCLIP_MAX_IMAGE_BYTES": (20 * 2**20, "an image or mask file"),
     "PIXCLIP_MAX_IMAGE_PIXELS": (25_000_000, "pixels of an image"),
+    "PIXCLIP_MAX_IMAGE_SIDE": (20_000, "pixels of an image's longer side"),
     "PIXCLIP_MAX_TOTAL_PIXELS": (
         500_000_000,
         "pixels of all images of a request, each counted again for every region",
@@ -84,6 +86,8 @@ PARAMETERS = {
 INPUT_MESSAGES = re.compile(
     r"(images|masks|boxes|text|candidate_labels|hypothesis_template|pooling|mask_input)\b(?:\[(\d+)\])?(?:\[(\d+)\])?"
 )
+# Of the text tower, whose backbone may have fewer positions than the processor fills.
+TOO_MANY_TOKENS = re.compile(r"texts are (\d+) tokens long, the backbone \(.*?\) takes at most (\d+)")
 # Beside what ipaddress knows as not global in all Python versions: shared, benchmark, documentation and relay networks, and
 # the host service of a large cloud, which has a public address.
 REFUSED_NETWORKS = [
@@ -129,10 +133,15 @@ class EndpointHandler:
         self.allow_urls = os.environ.get("PIXCLIP_ALLOW_URLS", "0") == "1"
         folder = path or str(Path(__file__).parent)
         # The code of the repository that this file is part of.
-        self.classify = pipeline("zero-shot-region-classification", model=folder, trust_remote_code=True)
-        self.model, self.processor = self.classify.model, self.classify.processor
-        features = sys.modules[type(self.classify).__module__].RegionFeatureExtractionPipeline
-        self.embed = features(model=self.model, processor=self.processor, device=self.classify.device)
+        self.embed = pipeline("region-feature-extraction", model=folder, trust_remote_code=True)
+        self.model, self.processor, self.classify = self.embed.model, self.embed.processor, None
+        if self.processor is None:
+            logger.warning("the checkpoint has no tokenizer: only embeddings of images are answered")
+        else:
+            classes = sys.modules[type(self.embed).__module__]
+            self.classify = classes.ZeroShotRegionClassificationPipeline(
+                model=self.model, processor=self.processor, device=self.embed.device
+            )
 
     def __call__(self, data: Any) -> list | dict:
         """
@@ -166,7 +175,7 @@ class EndpointHandler:
             raise BadInput(fields["texts"], "candidate_labels and texts are both given; pass one of them.")
         _check_read(parameters, bool(items), labels is not None, texts is not None)
         if labels is not None or texts is not None:
-            self._check_backbone()
+            self._check_text_encoder()
         if not items:
             if texts is None:
                 raise BadInput("inputs.image", "the image is missing; only texts go without one.")
@@ -202,7 +211,7 @@ class EndpointHandler:
             elif isinstance(value, str):
                 size += len(value)
             elif not (value is None or isinstance(value, (bool, int, float))):
-                raise BadInput("request", f"the request holds a {type(value).__name__}; send JSON.")
+                raise BadInput("request", f"the request holds a value of type {type(value).__name__}; send JSON.")
             size += 2
             if size > limit:
                 raise BadInput("request", f"the request is larger than {limit} bytes.", "too_large")
@@ -212,9 +221,7 @@ class EndpointHandler:
         parameters = {name: value for name, value in parameters.items() if value is not None}
         for name, value in parameters.items():
             if not isinstance(value, PARAMETERS[name]):
-                raise BadInput(
-                    f"parameters.{name}", f"it is a {_kind(value)}; accepted is a {_NAMES[PARAMETERS[name]]}."
-                )
+                raise BadInput(f"parameters.{name}", f"it is {_kind(value)}; accepted is {_NAMES[PARAMETERS[name]]}.")
         for name in ("candidate_labels", "texts"):
             if name in parameters:
                 self._check_texts(parameters[name], f"parameters.{name}")
@@ -257,8 +264,8 @@ class EndpointHandler:
     def _check_texts(self, texts: Any, field: str, place: str = "[{}]") -> None:
         count, length = self.limits["PIXCLIP_MAX_TEXTS"], self.limits["PIXCLIP_MAX_TEXT_CHARS"]
         if not isinstance(texts, list) or not 1 <= len(texts) <= count:
-            kind = f"list of {len(texts)}" if isinstance(texts, list) else _kind(texts)
-            raise BadInput(field, f"it is a {kind}; accepted is a list of 1 to {count} strings.", _size_kind(texts))
+            kind = f"a list of {len(texts)}" if isinstance(texts, list) else _kind(texts)
+            raise BadInput(field, f"it is {kind}; accepted is a list of 1 to {count} strings.", _size_kind(texts))
         for index, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise BadInput(field + place.format(index), "it must be a string that is not empty.")
@@ -267,11 +274,11 @@ class EndpointHandler:
                     field + place.format(index), f"it has {len(text)} characters; accepted are {length}.", "too_large"
                 )
 
-    def _check_backbone(self) -> None:
-        if getattr(self.model.config.text_config, "backbone_embeds_only", False):
-            raise BadInput(
-                "inputs", "this checkpoint has no text encoder; ask for embeddings of images.", "unsupported"
-            )
+    def _check_text_encoder(self) -> None:
+        lacks_encoder = getattr(self.model.config.text_config, "backbone_embeds_only", False)
+        if lacks_encoder or self.processor is None:
+            lacking = "text encoder" if lacks_encoder else "tokenizer"
+            raise BadInput("inputs", f"this checkpoint has no {lacking}; ask for embeddings of images.", "unsupported")
 
     def _text_embeds(self, texts: list[str], parameters: dict, normalize: bool, fields: dict) -> torch.Tensor:
         options = {"long_text": parameters.get("long_text", False), "normalize": normalize, "output": "tensor"}
@@ -283,8 +290,11 @@ class EndpointHandler:
         return embeds
 
     def _run(self, items: list[tuple[str, dict]], pipe: Any, inputs: list[dict], fields: dict, **options) -> list:
+        # Also of what a thin image is enlarged to where its shorter side fills the frame.
+        pixels = max(self.limits["PIXCLIP_MAX_IMAGE_PIXELS"], LIMITS["PIXCLIP_MAX_IMAGE_PIXELS"][0])
+        pixels = min(pixels, self.embed.image_processor.max_image_pixels)
         try:
-            return pipe(inputs, batch_size=4, **options)
+            return pipe(inputs, batch_size=4, images_kwargs={"max_image_pixels": pixels}, **options)
         except ValueError as error:
             raise _refusal(error, [name for name, _ in items], fields) from error
 
@@ -314,7 +324,7 @@ class EndpointHandler:
     def _regions(self, item: dict, key: str, name: str) -> list | None:
         regions, limit = item.get(key), self.limits["PIXCLIP_MAX_REGIONS"]
         if regions is not None and not isinstance(regions, list):
-            raise BadInput(f"{name}.{key}", f"it is a {_kind(regions)}; accepted is a list with one entry a region.")
+            raise BadInput(f"{name}.{key}", f"it is {_kind(regions)}; accepted is a list with one entry a region.")
         if regions is not None and len(regions) > limit:
             raise BadInput(f"{name}.{key}", f"there are {len(regions)} regions; accepted are {limit}.", "too_large")
         return regions
@@ -334,7 +344,7 @@ class EndpointHandler:
 
     def _from_base64(self, value: Any, field: str) -> bytes:
         if not isinstance(value, str):
-            raise BadInput(field, f"it is a {_kind(value)}; accepted is a file in base64.")
+            raise BadInput(field, f"it is {_kind(value)}; accepted is a file in base64.")
         limit = self.limits["PIXCLIP_MAX_IMAGE_BYTES"]
         if value.startswith("data:"):
             head, comma, value = value.partition(",")
@@ -352,7 +362,7 @@ class EndpointHandler:
 
     def _open(self, content: bytes, field: str, formats: tuple[str, ...]) -> Image.Image:
         """An image whose pixels are not decoded yet, of an accepted number."""
-        limit = self.limits["PIXCLIP_MAX_IMAGE_PIXELS"]
+        limit, side = self.limits["PIXCLIP_MAX_IMAGE_PIXELS"], self.limits["PIXCLIP_MAX_IMAGE_SIDE"]
         try:
             image = Image.open(io.BytesIO(content), formats=formats)
         except Image.DecompressionBombError:
@@ -361,6 +371,13 @@ class EndpointHandler:
             raise BadInput(field, f"it is no readable {', '.join(formats)} file.") from None
         if image.width * image.height > limit:
             raise BadInput(field, f"it is {image.width}x{image.height}; accepted are {limit} pixels.", "too_large")
+        # To bring a thin one to size takes far more memory than it has pixels.
+        if max(image.size) > side:
+            raise BadInput(
+                field,
+                f"it is {image.width}x{image.height}; accepted are {side} pixels of the longer side.",
+                "too_large",
+            )
         return image
 
     def _mask(self, mask: Any, size: tuple[int, int], field: str) -> Any:
@@ -375,7 +392,8 @@ class EndpointHandler:
                 raise BadInput(field, "it is no PNG of one channel of 1 or 8 bits.")
             return _decoded(image, field)
         rle = _object(mask, field, ("size", "counts"))
-        if not isinstance(rle.get("size"), list) or rle["size"] != [height, width]:
+        sides = rle.get("size")
+        if not isinstance(sides, list) or sides != [height, width] or any(type(side) is not int for side in sides):
             raise BadInput(f"{field}.size", f"it must be [height, width] of the image, [{height}, {width}].")
         counts, pixels, limit = rle.get("counts"), height * width, self.limits["PIXCLIP_MAX_RLE_COUNTS"]
         runs = isinstance(counts, list) and all(
@@ -393,6 +411,10 @@ class EndpointHandler:
 
 def _refusal(error: ValueError, names: list[str], fields: dict[str, str]) -> Exception:
     """What processor or pipeline say about an input, under the request's name for it; else the error itself."""
+    long = TOO_MANY_TOKENS.match(str(error))
+    if long:
+        message = f"a text of it takes {long[1]} tokens; this checkpoint takes {long[2]}. Shorten the texts."
+        return BadInput(fields["text"], message, "too_large")
     found = INPUT_MESSAGES.match(str(error))
     if not found:
         return error
@@ -425,18 +447,18 @@ def _limit(name: str, default: int) -> int:
 
 
 _NAMES = {
-    dict: "object",
-    list: "list",
-    str: "string",
-    bool: "boolean",
-    int: "number",
-    float: "number",
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
     type(None): "null",
 }
 
 
 def _kind(value: Any) -> str:
-    return _NAMES.get(type(value), "value")
+    return _NAMES.get(type(value), "a value")
 
 
 def _size_kind(value: Any) -> str:
@@ -450,7 +472,7 @@ def _internal_error(identifier: str) -> dict:
 
 def _object(value: Any, field: str, accepted: Any) -> dict:
     if not isinstance(value, dict):
-        raise BadInput(field, f"it is a {_kind(value)}; accepted is an object with {', '.join(accepted)}.")
+        raise BadInput(field, f"it is {_kind(value)}; accepted is an object with {', '.join(accepted)}.")
     if not value.keys() <= set(accepted):
         raise BadInput(field, f"it has keys that are not known; accepted are {', '.join(accepted)}.")
     return value
@@ -525,7 +547,7 @@ def check_url(url: str, field: str) -> tuple[str, str, int, str]:
         "address, without user and password, on port 80 or 443.",
         "url_refused",
     )
-    if len(url) > 2048 or re.search(r"[\x00-\x20\x7f\\]", url):
+    if len(url) > 2048 or re.search(r"[\x00-\x20\x7f\\\ud800-\udfff]", url):
         raise refusal
     try:
         parts = urlsplit(url)
@@ -577,7 +599,7 @@ def fetch(url: str, field: str, deadline: float, limit: int, redirects: int) -> 
     for _ in range(redirects + 1):
         scheme, host, port, target = check_url(url, field)
         try:
-            addresses = resolve(host, port)
+            addresses = _resolve_until(host, port, deadline)
         except (OSError, UnicodeError):
             raise failed from None
         if not addresses or not all(is_public(address) for address in addresses):
@@ -601,6 +623,26 @@ def fetch(url: str, field: str, deadline: float, limit: int, redirects: int) -> 
 
 class _TooLarge(Exception):
     pass
+
+
+def _resolve_until(host: str, port: int, deadline: float) -> list[str]:
+    """Addresses of a host; the system's resolver has no timeout, and so is left behind when time is up."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            answers.put(resolve(host, port))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=look_up, daemon=True).start()
+    try:
+        found = answers.get(timeout=max(deadline - time.monotonic(), 0))
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _get(

@@ -4,7 +4,6 @@
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 
-# The mixins ask these names which classes are base models, of which they expect no loss, as of CLIPModel.
 MODEL_MAPPING_NAMES.update(
     {
         "pixclip": "PixCLIPModel",
@@ -14,6 +13,10 @@ MODEL_MAPPING_NAMES.update(
 )
 
 NOT_OF_THIS_KIND = {
+    "MODEL_MAPPING_NAMES": (
+        "ours are in no table of the library; it says which are base models, of which tests of training want no loss, as "
+        "of CLIPModel"
+    ),
     "test_can_load_from_already_mapped_keys": "no renaming of weights is registered; examples/convert_checkpoint.py converts",
     "test_reverse_loading_mapping": "no renaming of weights is registered; examples/convert_checkpoint.py converts",
     "test_causal_lm_loss_honors_shift_labels": "no language modelling head",

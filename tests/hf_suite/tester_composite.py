@@ -56,7 +56,9 @@ class PixCLIPModelTest(ModelTesterMixin, unittest.TestCase):
     config_tester_class = CompositeConfigTester
     reasons = {
         **NOT_OF_THIS_KIND,
-        "create_and_test_config_from_pretrained_custom_kwargs": "the vocabulary is the backbone's, one level deeper",
+        "CompositeConfigTester.create_and_test_config_from_pretrained_custom_kwargs": (
+            "the vocabulary is the backbone's, one level deeper"
+        ),
         "_is_composite=True": "two towers",
         "test_attention_outputs": "they are in the output of each tower, as CLIP's",
         "test_hidden_states_output": "they are in the output of each tower, as CLIP's",
@@ -121,6 +123,14 @@ class PixCLIPModelTest(ModelTesterMixin, unittest.TestCase):
 
 class PixCLIPForPreTrainingTest(PixCLIPModelTest):
     all_model_classes = (PixCLIPForPreTraining,)
+    reasons = {
+        **PixCLIPModelTest.reasons,
+        "_prepare_for_class": "the loss is of crops, which are its labels; without them it is not asked for (`return_loss`)",
+        "test_inputs_embeds_matches_input_ids": (
+            "takes tokens, or pooled vectors of them (`backbone_embeds`); the mixin passes over all but base models, so that "
+            "its test would pass without a look at this one"
+        ),
+    }
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
@@ -128,3 +138,6 @@ class PixCLIPForPreTrainingTest(PixCLIPModelTest):
             return {**inputs, "return_loss": False}
         crops = {"crop_pixel_values": random_images(3, seed=1), "crop_mask_values": random_masks(3, seed=1)}
         return {**inputs, **crops}
+
+    def test_inputs_embeds_matches_input_ids(self):
+        self.skipTest(self.reasons["test_inputs_embeds_matches_input_ids"])

@@ -14,14 +14,22 @@ from processing_pixclip import PixCLIPImageProcessorKwargs
 from processing_pixclip.processing_pixclip import PixCLIPTextKwargs
 
 
-# The mixin marks images that an option reached by pixels below 0, which it gets from a rescale factor of -1; ours has to
-# be above 0. A mean of 1 gives such pixels too.
 MODALITY_TEST_SPECS["images"]["init_time_kwargs"] = {"image_mean": 1.0}
 
 
 class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     processor_class = PixCLIPProcessor
     reasons = {
+        "MODALITY_TEST_SPECS": (
+            "images that an option reached are marked by pixels below 0, of a rescale factor of -1; ours has to be above "
+            "0, and a mean of 1 gives such pixels too"
+        ),
+        "setUpClass": (
+            "saving with the code beside it leaves `auto_map` on the saved object, which the library takes off a loaded "
+            "one; tests/test_processor.py and tests/test_hub.py test such folders"
+        ),
+        "_setup_*": "a tokenizer and an image processor that need no Hub, of small size",
+        "prepare_processor_dict": "the template of texts, their length and pooling are ours to give",
         "test_apply_chat_template_*": "texts are described regions, not conversations",
         "test_chat_template_*": "texts are described regions, not conversations",
         "test_get_num_multimodal_tokens_matches_processor_call*": "images make no tokens in a text",
@@ -43,8 +51,6 @@ class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        # Saving with the code beside it, as every class with an Auto class of its own is, leaves `auto_map` on the saved
-        # object, which the library takes off a loaded one; test_processor.py and test_hub.py test such folders.
         without_code = mock.patch.object(PixCLIPProcessor, "_auto_class", None)
         without_code.start()
         cls.addClassCleanup(without_code.stop)
