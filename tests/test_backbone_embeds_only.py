@@ -249,11 +249,7 @@ def test_it_trains_on_vectors(model_class, checkpointing, tmp_path):
 def test_remote_code_loads_it(tmp_path):
     """In a process of its own, which cannot import the package."""
     model = build()
-    PixCLIPModel.register_for_auto_class("AutoModel")
-    try:
-        model.save_pretrained(tmp_path / "saved")
-    finally:
-        PixCLIPModel._auto_class = None
+    model.save_pretrained(tmp_path / "saved")
     torch.save((vectors(), features(model, backbone_embeds=vectors())), tmp_path / "expected.pt")
     script = """
         import sys, torch
