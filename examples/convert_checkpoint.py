@@ -106,7 +106,7 @@ def convert(options: ConversionArguments) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    (options,) = HfArgumentParser(ConversionArguments).parse_args_into_dataclasses(
+    (options,) = HfArgumentParser(ConversionArguments, description=__doc__).parse_args_into_dataclasses(
         sys.argv[1:] if arguments is None else arguments
     )
     try:

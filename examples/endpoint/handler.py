@@ -367,6 +367,7 @@ class EndpointHandler:
             image = Image.open(io.BytesIO(content), formats=formats)
         except Image.DecompressionBombError:
             raise BadInput(field, f"it has more than {limit} pixels.", "too_large") from None
+        # Decoders of damaged files raise errors of any class.
         except Exception:
             raise BadInput(field, f"it is no readable {', '.join(formats)} file.") from None
         if image.width * image.height > limit:
@@ -492,6 +493,7 @@ def _decoded(image: Image.Image, field: str, upright: bool = False) -> Image.Ima
     try:
         image.load()
         return ImageOps.exif_transpose(image) if upright else image
+    # Decoders of damaged files raise errors of any class.
     except Exception:
         raise BadInput(field, "its file is damaged or cut off.") from None
 
