@@ -12,8 +12,10 @@ Time is the CPU time of the process, the median over repeats; with one thread (t
 disturbs it little. A speed-up is the median over repeats of the ratio within a repeat. Memory is taken in a process of
 its own for each way, forked before anything else has run: how far the high-water mark of its resident memory (Linux:
 VmHWM, reset before) rises above what it had with the embeddings made and a small loss run; the gradients are part of it.
+With `--device cuda` time is wall clock between synchronisations, and memory that of PyTorch's allocator.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_contrastive_loss.py --repeats 3
+    python tests/benchmarks/bench_contrastive_loss.py --device cuda --width 768 --pairs 1024 4096 16384 32768
 """
 
 import argparse
@@ -30,7 +32,7 @@ from modeling_pixclip import losses
 
 
 def usual(images, texts, scale, bias):
-    targets = torch.arange(len(images))
+    targets = torch.arange(len(images), device=images.device)
     logits_per_image = scale * images @ texts.T
     logits_per_text = scale * texts @ images.T
     return (F.cross_entropy(logits_per_image, targets) + F.cross_entropy(logits_per_text, targets)) / 2
@@ -38,7 +40,7 @@ def usual(images, texts, scale, bias):
 
 def usual_sigmoid(images, texts, scale, bias):
     logits = scale * images @ texts.T + bias
-    return -F.logsigmoid(logits * (2 * torch.eye(len(images)) - 1)).sum() / len(images)
+    return -F.logsigmoid(logits * (2 * torch.eye(len(images), device=images.device) - 1)).sum() / len(images)
 
 
 def ours(plain_rows, **options):
@@ -58,16 +60,25 @@ WAYS = {
 }
 
 
-def random_pairs(pairs, width):
+def random_pairs(pairs, width, device="cpu"):
     torch.manual_seed(0)
     embeds = (F.normalize(torch.randn(pairs, width), dim=-1) for _ in range(2))
-    return [value.requires_grad_() for value in (*embeds, torch.tensor(1 / 0.07), torch.tensor(-10.0))]
+    values = (*embeds, torch.tensor(1 / 0.07), torch.tensor(-10.0))
+    return [value.to(device).requires_grad_() for value in values]
+
+
+def clock(device):
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def seconds(way, inputs):
-    start = time.process_time()
+    device = inputs[0].device
+    start = clock(device)
     torch.autograd.grad(WAYS[way](*inputs), inputs, allow_unused=True)
-    return time.process_time() - start
+    return clock(device) - start
 
 
 def resident(name):
@@ -83,7 +94,17 @@ def measure_peak(way, pairs, width, result):
     result.value = resident("VmHWM") - before
 
 
-def peak(way, pairs, width):
+def allocated_peak(way, pairs, width, device):
+    inputs = random_pairs(pairs, width, device)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    seconds(way, inputs)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def peak(way, pairs, width, device):
+    if device == "cuda":
+        return allocated_peak(way, pairs, width, device)
     processes = multiprocessing.get_context("fork")
     result = processes.Value("d")
     process = processes.Process(target=measure_peak, args=(way, pairs, width, result))
@@ -98,15 +119,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     args = parser.parse_args()
-    peaks = {pairs: {way: peak(way, pairs, args.width) for way in args.ways} for pairs in args.pairs}
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, width {args.width}, float32")
-    print("| pairs | way | speed-up over usual | least-most | CPU seconds | peak MB | peak of usual over it |")
+    peaks = {pairs: {way: peak(way, pairs, args.width, args.device) for way in args.ways} for pairs in args.pairs}
+    where = f"{torch.get_num_threads()} threads" if args.device == "cpu" else torch.cuda.get_device_name()
+    print(f"torch {torch.__version__}, {where}, width {args.width}, float32")
+    print("| pairs | way | speed-up over usual | least-most | seconds | peak MB | peak of usual over it |")
     print("|---|---|---|---|---|---|---|")
     for pairs in args.pairs:
-        inputs = random_pairs(pairs, args.width)
+        inputs = random_pairs(pairs, args.width, args.device)
         times = {way: [] for way in args.ways}
         for _ in range(args.repeats + 1):
             for way in args.ways:
@@ -117,7 +140,7 @@ def main():
             ratios = [one / other for one, other in zip(times[base][1:], times[way][1:], strict=True)]
             print(
                 f"| {pairs:,} | {way} | {statistics.median(ratios):.2f} | {min(ratios):.2f}-{max(ratios):.2f} | "
-                f"{statistics.median(times[way][1:]):.3f} | {peaks[pairs][way]:.0f} | {peaks[pairs][base] / peaks[pairs][way]:.1f} |",
+                f"{statistics.median(times[way][1:]):.4f} | {peaks[pairs][way]:.0f} | {peaks[pairs][base] / peaks[pairs][way]:.1f} |",
                 flush=True,
             )
 

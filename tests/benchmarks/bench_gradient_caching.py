@@ -3,7 +3,7 @@
 Peak memory of a training step with gradient caching against the big batch at once and a small one alone.
 
     python tests/benchmarks/bench_gradient_caching.py                 # CPU, about 2 minutes
-    python tests/benchmarks/bench_gradient_caching.py --device cuda --width 768 --layers 12 --batch 1024 --chunk 64
+    python tests/benchmarks/bench_gradient_caching.py --device cuda --width 768 --layers 12 --batch 512 --chunk 64
 
 Four ways to train on images with 2 regions each, their crops and their texts, under the objective `pixclip`, with all
 weights trained: the plain Trainer with a batch of `--chunk`; the plain Trainer with `--batch`; `GradientCachingTrainer`
