@@ -5,14 +5,16 @@ OLDEST := .venv-oldest
 # Beside the environments and in none: installed, it breaks transformers next to a CPU build of torch.
 TORCHVISION := .torchvision
 RUN_DIR ?= runs/coco_regions
+LONGGRIT_DIR ?= runs/longgrit_coco_regions
 PYTEST_ARGS ?=
 # One process a core, one thread each: faster than two threads in one process for tests this small.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(1)/bin/python -m pytest -n $(shell nproc) --dist loadgroup
 
-.PHONY: help pretrain test test-slow test-oldest test-hf lint format clean
+.PHONY: help pretrain longgrit test test-slow test-oldest test-hf lint format clean
 
 help:
 	@echo "make pretrain     train the default PixCLIP on the real sample, into $(RUN_DIR)"
+	@echo "make longgrit     describe the regions of the real sample by rules, into $(LONGGRIT_DIR)"
 	@echo "make test         run the tests (under 15 minutes on 2 cores)"
 	@echo "make test-slow    run what takes minutes: the default run, killed runs, sweeps"
 	@echo "make test-oldest  run the tests on the oldest supported transformers"
@@ -41,6 +43,10 @@ $(TORCHVISION)/.installed: $(VENV)/.installed
 pretrain: $(VENV)/.installed
 	@echo "== training on examples/data/coco_regions, results in $(RUN_DIR)"
 	$(VENV)/bin/python examples/run_pretraining.py examples/configs/coco_regions.json --output_dir $(RUN_DIR)
+
+longgrit: $(VENV)/.installed
+	@echo "== describing examples/data/coco_regions, dataset and report in $(LONGGRIT_DIR)"
+	$(VENV)/bin/python examples/build_longgrit.py examples/configs/longgrit_coco_regions.yaml --output_dir $(LONGGRIT_DIR)
 
 test: $(VENV)/.installed $(TORCHVISION)/.installed
 	@echo "== tests"

@@ -6,7 +6,9 @@ from setuptools import setup
 
 examples = ["gguf", "jinja2", "matplotlib", "tensorboard"]
 export = ["onnx", "onnxruntime", "onnxscript"]
+longgrit = ["imagehash", "jinja2", "openai", "py3langid", "pydantic", "pyyaml", "tenacity"]
 peft = ["peft"]
+ray = ["ray[data]"]
 
 setup(
     name="pixclip",
@@ -19,9 +21,13 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     # The folder keeps its short name; installed, `processing` would collide with users' own packages.
-    packages=["modeling_pixclip", "processing_pixclip"],
-    package_dir={"modeling_pixclip": "modeling_pixclip", "processing_pixclip": "processing"},
-    package_data={"modeling_pixclip": ["*.jinja"]},
+    packages=["modeling_pixclip", "processing_pixclip", "processing_pixclip.longgrit"],
+    package_dir={
+        "modeling_pixclip": "modeling_pixclip",
+        "processing_pixclip": "processing",
+        "processing_pixclip.longgrit": "processing/longgrit",
+    },
+    package_data={"modeling_pixclip": ["*.jinja"], "processing_pixclip.longgrit": ["*.jinja", "prompts/*.jinja"]},
     install_requires=[
         "torch",
         "transformers>=5.21,<6",
@@ -38,11 +44,15 @@ setup(
     extras_require={
         "examples": examples,
         "export": export,
+        "longgrit": longgrit,
         "peft": peft,
+        "ray": ray,
         "dev": [
             *examples,
             *export,
+            *longgrit,
             *peft,
+            *ray,
             "fastapi",
             "httpx",
             "hypothesis",

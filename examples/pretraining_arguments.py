@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pretraining_data import DATA_FORMATS
+from pretraining_data import DATA_FORMATS, shards_of_dataset
 from transformers import HfArgumentParser, TrainingArguments
 
 from modeling_pixclip import CardDetails, get_objective_preset
@@ -74,7 +74,14 @@ class DataArguments:
             "help": "What to train on: a file, a folder, or a pattern of shards such as 'shards/*.tar'; see data_format."
         },
     )
-    eval_file: str | None = field(default=None, metadata={"help": "The same, held out."})
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "In place of train_file: a folder that examples/build_longgrit.py wrote, or the id of such a data set on "
+            "the Hub."
+        },
+    )
+    eval_file: str | None = field(default=None, metadata={"help": "As train_file, held out."})
     data_format: str = field(
         default="auto",
         metadata={
@@ -211,6 +218,22 @@ def checkpoint_asked_for(value: str | bool | None) -> str | bool | None:
     return value
 
 
+def take_dataset(parser: HfArgumentParser, data: DataArguments) -> None:
+    """Makes the shards of `dataset` the `train_file`; of both, the one on the command line counts, not that of the JSON."""
+    if data.dataset and data.train_file:
+        named = [name for name in ("train_file", "dataset") if getattr(data, name) != parser.get_default(name)]
+        if len(named) != 1:
+            parser.error(
+                f"--train_file is {data.train_file!r} and --dataset is {data.dataset!r}; accepted is one of them."
+            )
+        setattr(data, "dataset" if named == ["train_file"] else "train_file", None)
+    if data.dataset:
+        try:
+            data.train_file = shards_of_dataset(data.dataset)
+        except FileNotFoundError as error:
+            parser.error(f"--dataset: {error}")
+
+
 def parse_arguments(
     arguments: list[str], description: str
 ) -> tuple[ModelArguments, DataArguments, RegionTrainingArguments]:
@@ -241,8 +264,11 @@ def parse_arguments(
         parser.error(f"--card: {error}")
     if model.preset in ("fg-clip-stage1", "fg-clip-stage2", "pixclip+fg"):
         model.text_config = {"long_text_projection": True, **model.text_config}
+    take_dataset(parser, data)
     if not data.train_file or not training.output_dir:
-        parser.error("train_file and output_dir are needed; see examples/configs/coco_regions.json.")
+        parser.error(
+            "train_file and output_dir are needed, or dataset and output_dir; see examples/configs/coco_regions.json."
+        )
     if data.data_format not in DATA_FORMATS:
         parser.error(f"--data_format is {data.data_format!r}; accepted are {', '.join(map(repr, DATA_FORMATS))}.")
     if data.max_eval_regions < 1:

@@ -2,6 +2,8 @@
 """Data of `run_pretraining.py`: readers by format, the sample that is evaluated, and whether the objective finds its parts."""
 
 import copy
+import fnmatch
+import glob
 import logging
 import os
 import random
@@ -11,7 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from torch.utils.data import Dataset, IterableDataset
 
 from modeling_pixclip import BadSampleLog, RegionJsonlDataset, RegionStream, SkipBadSamples
@@ -49,6 +54,39 @@ def data_format_of(path: str, data_format: str) -> str:
             f"--data_format with one of these names."
         )
     return _FORMATS[extension]
+
+
+def shards_of_dataset(dataset: str) -> str:
+    """
+    Pattern of the shards of a data set of the LongGRIT pipeline, parquet before WebDataset.
+
+    Args:
+        dataset: Its folder, or its id on the Hub.
+
+    Raises:
+        FileNotFoundError: If it is neither, or has no shards; says what is there.
+    """
+    patterns = ("data/*.parquet", "webdataset/*.tar")
+    if os.path.isdir(dataset):
+        root, files = (
+            glob.escape(dataset),
+            [path.relative_to(dataset).as_posix() for path in Path(dataset).glob("*/*")],
+        )
+    else:
+        try:
+            root, files = f"hf://datasets/{dataset}", HfApi().list_repo_files(dataset, repo_type="dataset")
+        except (httpx.HTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+            raise FileNotFoundError(
+                f"{dataset!r} is neither a folder (a relative path is one from {os.getcwd()}) nor a data set on the Hub that "
+                f"can be read: {str(error).splitlines()[0]}"
+            ) from error
+    for pattern in patterns:
+        if fnmatch.filter(files, pattern):
+            return f"{root}/{pattern}"
+    raise FileNotFoundError(
+        f"{dataset!r} has none of {' and '.join(patterns)}, which examples/build_longgrit.py writes, but "
+        f"{', '.join(sorted(files)[:10]) or 'nothing'}. For other shards and files there is train_file."
+    )
 
 
 def open_training_data(

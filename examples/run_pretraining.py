@@ -3,6 +3,7 @@
 Trains PixCLIP, FG-CLIP or both (`--preset`) on images with region masks and texts: JSON lines or shards.
 
     python examples/run_pretraining.py examples/configs/coco_regions.json --num_train_epochs 10
+    python examples/run_pretraining.py examples/configs/coco_regions.json --dataset runs/longgrit
     torchrun --nproc_per_node 8 examples/run_pretraining.py ...
     accelerate launch --config_file examples/configs/fsdp2_8gpu.yaml examples/run_pretraining.py ...
 

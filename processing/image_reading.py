@@ -72,7 +72,7 @@ def read_image(
     if options is None:
         options = {"do_convert_rgb": True, "max_image_pixels": MAX_IMAGE_PIXELS}
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with Image.open(_FileContent(file) if isinstance(file, bytes) else file) as image:
             _check_pixels(image, name, options)
             image.load()
             if upright:
@@ -85,6 +85,13 @@ def read_image(
         raise ValueError(
             f"{name} cannot be read as an image from {source}: {type(error).__name__}: {error}"
         ) from error
+
+
+class _FileContent(io.BytesIO):
+    """Bytes of a file, which PIL's messages do not call by their place in memory."""
+
+    def __repr__(self) -> str:
+        return "in these bytes"
 
 
 def _check_pixels(image: Image.Image, name: str, options: dict) -> None:

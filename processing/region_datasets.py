@@ -27,7 +27,8 @@ class RegionJsonlDataset(EpochDataset):
          "long_captions": ["Two dogs ..."],  optional; long captions of the whole image
          "regions": [
             {"mask": {"size": [336, 448], "counts": "..."},   COCO RLE at the image's size, or polygons in its pixels
-             "box": [12, 30.5, 200, 310],    in place of "mask" where there is none: x1, y1, x2, y2 in pixels
+             "box": [12, 30.5, 200, 310],    in place of "mask" where there is none: x1, y1, x2, y2 in pixels; beside
+                                             one it must be the box around it, within a pixel
              "category": "dog",              optional, may be null
              "object_text": "a brown dog",   optional, may be null; names the object only
              "text": "A brown dog ...",      the long region text
@@ -35,6 +36,9 @@ class RegionJsonlDataset(EpochDataset):
              "text_source": "written"}]}     optional; who wrote the text, for the record only
 
     A region of a box only has the box's rectangle for its mask, and the sample's `boxes` say so.
+
+    Not read, but known, are the keys that the LongGRIT pipeline adds: "licence" (of the image) and "provenance" of an
+    image; "region_id", "mask_source", "phrase", "context_text" and "provenance" of a region.
 
     Every record is checked when the data set is made, its masks too, except for the pixels of the images: these open
     when they are indexed, by the rules of `PixCLIPImageProcessor` but as stored, without regard to EXIF orientation.

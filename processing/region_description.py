@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .region_colours import ColourShare, erode, measure_colours
-from .region_nouns import Noun, noun_of
-from .regions import mask_to_box, to_mask
+from .region_facts import MeasuredRegion, Neighbour, find_neighbours, measure_region, rank_in_order
+from .region_nouns import noun_of
 
 
 @dataclass(frozen=True)
@@ -29,36 +27,11 @@ class RegionDescription:
     text: str
 
 
-@dataclass(frozen=True)
-class _Region:
-    noun: Noun
-    mask: np.ndarray
-    box: tuple[float, float, float, float]
-    centre: tuple[float, float]
-    share: float
-    colours: list[ColourShare]
-
-    @property
-    def width(self) -> float:
-        return self.box[2] - self.box[0]
-
-    @property
-    def height(self) -> float:
-        return self.box[3] - self.box[1]
-
-    @property
-    def is_person(self) -> bool:
-        return self.noun.plural in ("people", "men", "women", "children")
-
-
-# Names that skin and hair have: of a person they would say nothing about the clothes.
-_SKIN_NAMES = {"brown", "beige", "pink", "orange"}
-
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 # Upper limit of a fraction and what it is called.
-_FRACTIONS = (
+FRACTIONS = (
     (0.07, "a small part"),
     (0.14, "a tenth"),
     (0.225, "a fifth"),
@@ -74,7 +47,7 @@ _FRACTIONS = (
     (1.0, "all"),
 )
 
-_PLACES = {
+PLACES = {
     ("top", "left"): "in the top left of the {photo}",
     ("top", "centre"): "at the top centre of the {photo}",
     ("top", "right"): "in the top right of the {photo}",
@@ -86,11 +59,15 @@ _PLACES = {
     ("bottom", "right"): "in the bottom right of the {photo}",
 }
 
+SHAPES = {
+    "tall": ("much taller than wide", "a tall, narrow shape"),
+    "high": ("somewhat taller than wide", "higher than it is wide"),
+    "square": ("about as tall as it is wide", "roughly equal in width and height"),
+    "wide": ("somewhat wider than tall", "broader than it is high"),
+    "long": ("much wider than tall", "a long, low shape"),
+}
+
 _MAX_WORDS = 80
-# Annotated outlines often end a few pixels short of an edge that cuts the object off. Shares of the photo's longer side.
-_EDGE = 0.007
-_CLEAR_OF_EDGE = 0.02
-_MIN_NEIGHBOUR_SHARE = 0.003
 
 
 def describe_region(
@@ -173,48 +150,30 @@ def describe_regions(
     if len(masks) != len(categories):
         raise ValueError(f"{len(masks)} masks but {len(categories)} categories; give one category (or None) a mask.")
     regions = [
-        _measure(pixels, mask, category, f"masks[{i}]") for i, (mask, category) in enumerate(zip(masks, categories))
+        measure_region(pixels, mask, noun_of(category), f"masks[{i}]")
+        for i, (mask, category) in enumerate(zip(masks, categories))
     ]
     grouped_nouns = {noun_of(category).singular for category in grouped}
     return [_describe(regions, index, grouped_nouns) for index in range(len(regions))]
 
 
-def _measure(pixels: np.ndarray, mask: Any, category: str | None, name: str) -> _Region:
-    height, width = pixels.shape[:2]
-    region = to_mask(mask, height, width, name) >= 0.5
-    if not region.any():
-        raise ValueError(f"{name} has no pixel of 0.5 or more; remove the region, or threshold its mask lower.")
-    x1, y1, x2, y2 = mask_to_box(region)
-    ys, xs = np.nonzero(region)
-    return _Region(
-        noun=noun_of(category),
-        mask=region,
-        box=(x1 / width, y1 / height, x2 / width, y2 / height),
-        centre=((xs.mean() + 0.5) / width, (ys.mean() + 0.5) / height),
-        share=float(region.mean()),
-        colours=measure_colours(pixels, region),
-    )
-
-
-class _Wording:
+class Wording:
     """Chooses among wordings by a checksum of the facts, so that the same facts are always worded the same."""
 
-    def __init__(self, region: _Region):
+    def __init__(self, region: MeasuredRegion):
         self.key = f"{region.noun.singular} {region.box} {region.centre} {region.share}"
 
     def choose(self, slot: str, options: Sequence[str]) -> str:
         return options[zlib.crc32(f"{self.key} {slot}".encode()) % len(options)]
 
 
-def _describe(regions: list[_Region], index: int, grouped_nouns: set[str]) -> RegionDescription:
+def _describe(regions: list[MeasuredRegion], index: int, grouped_nouns: set[str]) -> RegionDescription:
     region = regions[index]
-    wording = _Wording(region)
+    wording = Wording(region)
     photo = wording.choose("photo", ["photo", "picture", "image"])
     subject = f"The {region.noun.singular}" if region.is_person else "It"
-    object_text = _object_phrase(region)
-    place = _PLACES[
-        _third(region.centre[1], ("top", "middle", "bottom")), _third(region.centre[0], ("left", "centre", "right"))
-    ]
+    object_text = region.phrase
+    place = PLACES[region.thirds]
     mainly = "mainly " if max(region.width, region.height) > 0.6 else ""
     opening = f"{object_text} {mainly}{place.format(photo=photo)}"
     order = _order(regions, index, grouped_nouns)
@@ -222,7 +181,7 @@ def _describe(regions: list[_Region], index: int, grouped_nouns: set[str]) -> Re
     size = f"{subject} {_size_and_shape(region, wording, photo)}."
     extent = f"{_extent_and_edges(region, wording, photo, subject)}."
     colours = f"{_colour_sentence(region, wording)}."
-    neighbours = _neighbours(regions, index)
+    neighbours = find_neighbours(regions, index)[:2]
     verb = wording.choose("neighbours", ["is", "can be seen", "is seen"])
     beside = [f"{subject} {verb} {_join_relations(neighbours[:count])}." for count in range(len(neighbours), 0, -1)]
     # Fullest first; the last is short whatever the order and the neighbours are.
@@ -236,34 +195,12 @@ def _describe(regions: list[_Region], index: int, grouped_nouns: set[str]) -> Re
     return RegionDescription(object_text, " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences))
 
 
-def _third(position: float, names: tuple[str, str, str]) -> str:
-    return names[min(int(position * 3), 2)]
-
-
-def _main_colours(region: _Region) -> list[ColourShare]:
-    """One or two colours that together tell the look; none where no colour stands out."""
-    colours = region.colours
-    if region.is_person:
-        colours = [colour for colour in colours if colour.name not in _SKIN_NAMES]
-    colours = [colour for colour in colours if colour.share >= 0.22][:2]
-    if len(colours) == 2 and colours[1].share < 0.4 * colours[0].share:
-        colours = colours[:1]
-    return colours if colours and sum(colour.share for colour in colours) >= 0.3 else []
-
-
-def _object_phrase(region: _Region) -> str:
-    names = " and ".join(colour.shade for colour in _main_colours(region))
-    if not region.is_person:
-        return region.noun.phrase(names)
-    return f"{region.noun.phrase()} in {names} tones" if names else region.noun.phrase()
-
-
-def _colour_sentence(region: _Region, wording: _Wording) -> str:
+def _colour_sentence(region: MeasuredRegion, wording: Wording) -> str:
     largest = [colour for colour in region.colours if colour.share >= 0.15][:3]
     if not largest:
         return "no single colour dominates"
     whom = f"the {region.noun.singular}" if region.is_person else "it"
-    shares = _join([f"{colour.shade} ({_percent(colour.share)})" for colour in largest])
+    shares = join_words([f"{colour.shade} ({percent_word(colour.share)})" for colour in largest])
     together = sum(colour.share for colour in largest)
     most = f"most of what one sees of {whom} is" if together > 0.5 else f"what one sees of {whom} is partly"
     kind = f"{whom} is largely" if largest[0].share > 0.4 else f"{whom} is a mix, with"
@@ -272,138 +209,63 @@ def _colour_sentence(region: _Region, wording: _Wording) -> str:
     return f"{wording.choose('colours', [most, f'by colour {kind}', main])} {shares}"
 
 
-def _percent(share: float) -> str:
+def percent_word(share: float) -> str:
+    """A share as words: "about 12 percent"."""
     return "under 1 percent" if share < 0.01 else f"about {round(100 * share)} percent"
 
 
-def _size_and_shape(region: _Region, wording: _Wording, photo: str) -> str:
-    height, width = region.mask.shape
-    ratio = (region.height * height) / (region.width * width)
-    if ratio >= 2:
-        shape = wording.choose("shape", ["much taller than wide", "a tall, narrow shape"])
-    elif ratio >= 1.15:
-        shape = wording.choose("shape", ["somewhat taller than wide", "higher than it is wide"])
-    elif ratio > 1 / 1.15:
-        shape = wording.choose("shape", ["about as tall as it is wide", "roughly equal in width and height"])
-    elif ratio > 0.5:
-        shape = wording.choose("shape", ["somewhat wider than tall", "broader than it is high"])
-    else:
-        shape = wording.choose("shape", ["much wider than tall", "a long, low shape"])
+def _size_and_shape(region: MeasuredRegion, wording: Wording, photo: str) -> str:
+    shape = wording.choose("shape", SHAPES[region.shape])
     size = wording.choose("size", ["takes up", "covers", "fills"])
-    return f"{size} {_percent(region.share)} of the {photo} and is {shape}"
+    return f"{size} {percent_word(region.share)} of the {photo} and is {shape}"
 
 
-def _extent_and_edges(region: _Region, wording: _Wording, photo: str, subject: str) -> str:
-    height, width = region.mask.shape
-    x1, y1, x2, y2 = region.box
-    margins = {"left": x1 * width, "right": (1 - x2) * width, "top": y1 * height, "bottom": (1 - y2) * height}
-    touched = [side for side, margin in margins.items() if margin <= max(1, _EDGE * max(height, width))]
-    extent = f"{_fraction(region.width)} of the width and {_fraction(region.height)} of the height"
+def _extent_and_edges(region: MeasuredRegion, wording: Wording, photo: str, subject: str) -> str:
+    touched = region.touched_edges
+    extent = f"{fraction_word(region.width)} of the width and {fraction_word(region.height)} of the height"
     spans = wording.choose("extent", [f"{subject} spans {extent}", f"{subject} reaches over {extent}"])
-    if not touched and min(margins.values()) <= _CLEAR_OF_EDGE * max(height, width):
-        return spans
-    if not touched:
+    if region.is_clear_of_edges:
         return f"{spans}, {wording.choose('edges', ['clear of all edges', f'wholly inside the {photo}'])}"
+    if not touched:
+        return spans
     if len(touched) == 4:
         return f"{spans} and meets all four edges of the {photo}"
     cut = "is cut off by" if region.noun.countable else "runs on beyond"
-    return f"{spans} and {cut} the {_join(touched)} {'edge' if len(touched) == 1 else 'edges'}"
+    return f"{spans} and {cut} the {join_words(touched)} {'edge' if len(touched) == 1 else 'edges'}"
 
 
-def _fraction(value: float) -> str:
-    name = next(name for limit, name in _FRACTIONS if value <= limit + 1e-9)
+def fraction_word(value: float) -> str:
+    """A share of a length as words: "about a third", "all"."""
+    name = next(name for limit, name in FRACTIONS if value <= limit + 1e-9)
     return name if name in ("all", "a small part") else f"about {name}"
 
 
-def _join(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
+    """Words as a list in a sentence: "left, right and top"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _order(regions: list[_Region], index: int, grouped_nouns: set[str]) -> str:
-    region = regions[index]
-    same = [i for i, other in enumerate(regions) if other.noun.singular == region.noun.singular]
-    group = f", not counting a larger group of {region.noun.plural}" if region.noun.singular in grouped_nouns else ""
-    if len(same) == 1:
+def _order(regions: list[MeasuredRegion], index: int, grouped_nouns: set[str]) -> str:
+    noun = regions[index].noun
+    group = f", not counting a larger group of {noun.plural}" if noun.singular in grouped_nouns else ""
+    order = rank_in_order(regions, index, ends=len(ORDINALS))
+    if order is None:
         return group.removeprefix(", ")
-
-    # Of left-right and top-bottom, the one in which the closest two lie further apart is the clearer order.
-    def smallest_gap(axis: int) -> float:
-        return float(np.diff(sorted(regions[i].centre[axis] for i in same)).min())
-
-    axis = 1 if smallest_gap(1) > 2 * smallest_gap(0) else 0
-    ranked = sorted(same, key=lambda i: (regions[i].centre[axis], regions[i].centre[1 - axis], i))
-    rank, count, side = ranked.index(index), len(ranked), ("left", "top")[axis]
-    if rank >= len(_ORDINALS):
-        rank, side = count - 1 - rank, ("right", "bottom")[axis]
-    ordinal = _ORDINALS[rank] if rank < len(_ORDINALS) else f"number {rank + 1}"
-    total = _NUMBERS[count] if count < len(_NUMBERS) else str(count)
-    article = "" if ordinal.startswith("number") else "the "
-    return f"{article}{ordinal} of {total} {region.noun.plural} from the {side}{group}"
+    return f"{order_phrase(order.rank)} of {count_word(order.count)} {noun.plural} from the {order.side}{group}"
 
 
-def _join_relations(neighbours: Sequence[tuple[str, str]]) -> str:
-    relations = [relation for relation, _ in neighbours]
+def order_phrase(rank: int) -> str:
+    """A rank from 0 as words: "the first", "number 12"."""
+    return f"the {ORDINALS[rank]}" if rank < len(ORDINALS) else f"number {rank + 1}"
+
+
+def count_word(count: int) -> str:
+    """A number as a word up to ten."""
+    return NUMBERS[count] if count < len(NUMBERS) else str(count)
+
+
+def _join_relations(neighbours: Sequence[Neighbour]) -> str:
+    relations = [neighbour.relation for neighbour in neighbours]
     if len(neighbours) == 2 and relations[0] == relations[1]:
-        return f"{relations[0]} {neighbours[0][1]} and {neighbours[1][1]}"
-    return ", and ".join(f"{relation} {other}" for relation, other in neighbours)
-
-
-def _neighbours(regions: list[_Region], index: int) -> list[tuple[str, str]]:
-    """Up to two pairs such as ("to the left of", "a red car"), nearest and largest regions first, each noun once."""
-    region = regions[index]
-    ring = _ring(region.mask)
-    candidates = []
-    for other in regions:
-        if other.noun.singular == region.noun.singular or other.share < _MIN_NEIGHBOUR_SHARE:
-            continue
-        relation = _relation(region, other, ring)
-        gap = np.hypot(*(max(0.0, _gap(region, other, axis)) for axis in (0, 1)))
-        candidates.append((gap - 0.3 * np.sqrt(other.share), relation, other))
-    candidates.sort(key=lambda candidate: candidate[0])
-    counts = Counter(other.noun.singular for other in regions)
-    nearest: dict[str, tuple[str, str]] = {}
-    for _, relation, other in candidates:
-        several = counts[other.noun.singular] > 1
-        phrase = f"one of the {other.noun.plural}" if several else _object_phrase(other)
-        nearest.setdefault(other.noun.singular, (relation, phrase))
-    return list(nearest.values())[:2]
-
-
-def _ring(mask: np.ndarray) -> np.ndarray:
-    grown = mask
-    for _ in range(3):
-        grown = ~erode(~grown)
-    return grown & ~mask
-
-
-def _gap(region: _Region, other: _Region, axis: int) -> float:
-    """Space between the boxes along an axis, as a fraction of the photo; negative where they overlap."""
-    return max(other.box[axis] - region.box[axis + 2], region.box[axis] - other.box[axis + 2])
-
-
-def _lies_within(region: _Region, other: _Region, axis: int) -> bool:
-    return other.box[axis] < region.box[axis] and region.box[axis + 2] < other.box[axis + 2]
-
-
-def _relation(region: _Region, other: _Region, ring: np.ndarray) -> str:
-    contact = float((ring & other.mask).sum() / max(1, ring.sum()))
-    within = all(_lies_within(region, other, axis) for axis in (0, 1))
-    if within and contact >= 0.75:
-        return "surrounded by"
-    offsets = [region.centre[axis] - other.centre[axis] for axis in (0, 1)]
-    sides = [("to the left of", "to the right of"), ("above", "below")]
-    directions = {}
-    for axis, smaller in ((0, min(region.width, other.width)), (1, min(region.height, other.height))):
-        apart = _gap(region, other, axis) > -0.35 * smaller
-        if apart and abs(offsets[axis]) >= 0.05:
-            directions[axis] = sides[axis][int(offsets[axis] > 0)]
-    if len(directions) == 2:
-        height, width = region.mask.shape
-        across, down = abs(offsets[0]) * width, abs(offsets[1]) * height
-        if max(across, down) >= 2 * min(across, down):
-            del directions[1 if across > down else 0]
-    if len(directions) == 2:
-        return f"{directions[1]} and {directions[0]}"
-    if directions:
-        return next(iter(directions.values()))
-    return "touching" if contact > 0.02 or (region.mask & other.mask).any() else "close to"
+        return f"{relations[0]} {neighbours[0].phrase} and {neighbours[1].phrase}"
+    return ", and ".join(f"{neighbour.relation} {neighbour.phrase}" for neighbour in neighbours)

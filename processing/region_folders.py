@@ -39,7 +39,7 @@ _COLUMNS = {
     "hard_negatives": "texts that nearly describe the region",
 }
 _OF_REGION = ("text", "object_text", "category", "hard_negatives")
-_TABLES = ("metadata.csv", "metadata.jsonl")
+TABLES = ("metadata.csv", "metadata.jsonl")
 _MASK_MODES = ("1", "L", "P", "LA", "RGB", "RGBA", "I", "I;16")
 
 
@@ -86,6 +86,8 @@ class RegionFolderDataset(EpochDataset):
             Where rows that are malformed, or whose image or mask is missing, damaged or of the wrong size, are counted
             and written down; they are left out then, and with the last row of an image the image. For files whose
             pixels cannot be read when they are indexed see `SkipBadSamples`.
+        require_text (`bool`, defaults to `True`):
+            Whether each region must have a text. Without it, `records` can be read, but samples not.
 
     Raises:
         FileNotFoundError: If there is no table.
@@ -112,8 +114,10 @@ class RegionFolderDataset(EpochDataset):
         folder: str | os.PathLike,
         table: str | os.PathLike | None = None,
         bad_samples: BadSampleLog | None = None,
+        require_text: bool = True,
     ):
         super().__init__()
+        self.require_text = require_text
         self.folder = Path(folder)
         self.path = _find_table(self.folder) if table is None else Path(table)
         images: dict[str, dict[str, Any]] = {}
@@ -172,7 +176,7 @@ class RegionFolderDataset(EpochDataset):
             record["regions"].append({**row, "where": where})
 
     def _check_region(self, row: dict[str, Any], where: str, record: dict[str, Any]) -> None:
-        if "text" not in row:
+        if self.require_text and "text" not in row:
             raise ValueError(f"{where}: column 'text' is empty; a region with a mask has a text.")
         file = self._existing(row, "mask_file_name", where)
         size, mode = read_image_header(file, f"{where}: {file}")
@@ -204,7 +208,7 @@ class RegionFolderDataset(EpochDataset):
             "image_id": name,
             "captions": list(record["captions"]),
             "long_captions": list(record["long_captions"]),
-            "masks": [_read_mask(self.folder / region["mask_file_name"], region["where"]) for region in regions],
+            "masks": [read_mask_file(self.folder / region["mask_file_name"], region["where"]) for region in regions],
             "texts": [region["text"] for region in regions],
             "object_texts": [region.get("object_text") for region in regions],
             "categories": [region.get("category") for region in regions],
@@ -254,7 +258,7 @@ def iter_region_folder_records(
         regions = []
         try:
             for region in record["regions"]:
-                mask = _read_mask(dataset.folder / region["mask_file_name"], region["where"]) >= 0.5
+                mask = read_mask_file(dataset.folder / region["mask_file_name"], region["where"]) >= 0.5
                 if not mask.any():
                     rejected["empty mask"] += 1
                     continue
@@ -283,13 +287,13 @@ def iter_region_folder_records(
 def _find_table(folder: Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
-    found = [folder / name for name in _TABLES if (folder / name).is_file()]
+    found = [folder / name for name in TABLES if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(
-            f"{folder} has neither {' nor '.join(_TABLES)}; one of them is the table of the regions."
+            f"{folder} has neither {' nor '.join(TABLES)}; one of them is the table of the regions."
         )
     if len(found) > 1:
-        raise ValueError(f"{folder} has both {' and '.join(_TABLES)}; remove one, or say which by table=.")
+        raise ValueError(f"{folder} has both {' and '.join(TABLES)}; remove one, or say which by table=.")
     return found[0]
 
 
@@ -394,8 +398,8 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
     return checked
 
 
-def _read_mask(file: Path, where: str) -> np.ndarray:
-    """Reads a mask file as float32 of shape (height, width)."""
+def read_mask_file(file: Path, where: str) -> np.ndarray:
+    """Reads a mask file as float32 of shape (height, width); error messages call its row `where`."""
     name = f"{where}: mask {file}"
     try:
         with Image.open(file) as image:

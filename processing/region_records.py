@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import PureWindowsPath
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 from PIL import Image
 
 from .image_reading import MAX_IMAGE_PIXELS, read_image
-from .regions import box_to_mask, check_box, is_polygons, mask_runs
+from .regions import box_to_mask, check_box, is_polygons, mask_runs, runs_to_box
 
 
 # Longer or higher ones are strips, not photos; resize_mode="shortest_edge" would blow them up without bound.
@@ -61,16 +62,29 @@ _RECORD_KEYS = {
     "captions": (list, "a list of non-empty strings, maybe empty", False),
     "long_captions": (list, "a list of non-empty strings, maybe empty", False),
     "regions": (list, "a list of regions, maybe empty", True),
+    "licence": ((str, type(None)), "a string or null", False),
+    "provenance": (list, "a list of objects, one for each stage that made a text", False),
 }
 _REGION_KEYS = {
+    "region_id": (str, "a string", False),
     "mask": ((dict, list), "COCO RLE {'size': [height, width], 'counts': ...} or polygons [[x1, y1, ...]]", False),
-    "box": (list, "[x1, y1, x2, y2] in pixels, in place of a mask", False),
+    "box": (list, "[x1, y1, x2, y2] in pixels, in place of a mask, or that around it", False),
+    "mask_source": (str, "a string such as 'annotation', 'sam2' or 'box'", False),
     "category": ((str, type(None)), "a string or null", False),
+    "phrase": ((str, type(None)), "a string or null", False),
     "object_text": ((str, type(None)), "a non-empty string or null", False),
+    "context_text": ((str, type(None)), "a string or null", False),
     "text": (str, "a non-empty string", True),
     "text_source": (str, "a string such as 'written' or 'composed'", False),
     "hard_negatives": (list, "a list of non-empty strings, maybe empty", False),
+    "provenance": (list, "a list of objects, one for each stage that made a text", False),
 }
+_PROVENANCE_KEYS = {
+    **dict.fromkeys(("stage", "model", "server", "prompt", "time"), (str, "a string", False)),
+    **dict.fromkeys(("prompt_tokens", "completion_tokens", "attempts"), (int, "an integer", False)),
+}
+# Pixels by which a region's box may differ from that around its mask; some tools count the last pixel out.
+_BOX_ROUNDING = 1
 
 
 def check_record(record: Any, where: str) -> None:
@@ -97,6 +111,7 @@ def check_record(record: Any, where: str) -> None:
     check_relative_path(record["image"], f"{where}: key 'image'", "image_root")
     check_texts(record.get("captions", []), f"{where}: captions", "a caption")
     check_texts(record.get("long_captions", []), f"{where}: long_captions", "a caption")
+    _check_provenance(record, where)
     for number, region in enumerate(record["regions"]):
         _check_region(region, record["height"], record["width"], f"{where}: regions[{number}]")
 
@@ -110,14 +125,14 @@ def _check_region(region: Any, height: int, width: int, where: str) -> None:
                 f"{_REGION_KEYS[key][1]}."
             )
     check_texts(region.get("hard_negatives", []), f"{where}: hard_negatives", "a hard negative")
-    if ("mask" in region) == ("box" in region):
-        found = "both a 'mask' and a 'box'" if "mask" in region else "neither a 'mask' nor a 'box'"
+    _check_provenance(region, where)
+    if "mask" not in region and "box" not in region:
         raise ValueError(
-            f"{where} has {found}; a region is given by one of them: a mask is {_REGION_KEYS['mask'][1]}, a box is "
+            f"{where} has neither a 'mask' nor a 'box'; accepted is a mask, {_REGION_KEYS['mask'][1]}, or a box, "
             f"[x1, y1, x2, y2] in pixels."
         )
-    if "box" in region:
-        check_box(region["box"], height, width, f"{where}: key 'box'")
+    box = check_box(region["box"], height, width, f"{where}: key 'box'") if "box" in region else None
+    if "mask" not in region:
         return
     mask, size = region["mask"], [height, width]
     if not (is_polygons(mask) or (isinstance(mask, dict) and {"size", "counts"} <= mask.keys())):
@@ -127,8 +142,21 @@ def _check_region(region: Any, height: int, width: int, where: str) -> None:
             f"{where}: key 'mask' has size {mask['size']!r:.200}, but the image has [height, width] = {size}; a mask is "
             f"given at the size of its image."
         )
-    if not mask_runs(mask, *size, f"{where}: key 'mask'")[1::2].any():
+    runs = mask_runs(mask, *size, f"{where}: key 'mask'")
+    if not runs[1::2].any():
         raise ValueError(f"{where}: key 'mask' is empty, not one pixel is set; remove the region.")
+    if box is not None:
+        around = runs_to_box(runs, height)
+        if (np.abs(box - around) > _BOX_ROUNDING).any():
+            raise ValueError(
+                f"{where} has both a 'mask' and a 'box', but the box is {region['box']!r:.200} and that around the mask is "
+                f"{around.tolist()}; leave one of them out."
+            )
+
+
+def _check_provenance(item: Mapping[str, Any], where: str) -> None:
+    for number, entry in enumerate(item.get("provenance", [])):
+        _check_keys(entry, _PROVENANCE_KEYS, f"{where}: provenance[{number}]")
 
 
 def clean_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +216,7 @@ def sample_of_clean_record(
     width, height, regions = record["width"], record["height"], record["regions"]
     image = open_stored_image(open_image(record["image"]), f"{where}: {record['image']}", (width, height))
     boxes = [
-        check_box(region["box"], height, width, where).tolist() if "box" in region else None for region in regions
+        None if "mask" in region else check_box(region["box"], height, width, where).tolist() for region in regions
     ]
     return {
         "image": image,

@@ -57,6 +57,7 @@ class StoredRecord:
         image: Bytes of the image file, `None` where the record has a path only.
         image_root: Folder that such a path is relative to.
         error: Why nothing could be read at this position.
+        member: Name, offset and size in bytes of the image file in its tar.
     """
 
     where: str
@@ -64,6 +65,7 @@ class StoredRecord:
     image: bytes | None = None
     image_root: str = ""
     error: Exception | None = None
+    member: tuple[str, int, int] | None = None
 
     def sample(self) -> RegionSample:
         """Checks the record and decodes the image.
@@ -71,11 +73,19 @@ class StoredRecord:
         Raises:
             ValueError, OSError: If nothing could be read, or `sample_of_record` does not accept it.
         """
+        return sample_of_record(self.parsed(), self.where, self._image_of)
+
+    def parsed(self) -> Any:
+        """Returns the record as it is, not checked.
+
+        Raises:
+            ValueError, OSError: If nothing could be read, or it is not JSON.
+        """
         if self.error is not None:
             raise self.error
         if isinstance(self.record, bytes):
             self.record = _parse(self.record, self.where)
-        return sample_of_record(self.record, self.where, self._image_of)
+        return self.record
 
     @property
     def image_id(self) -> str | None:
@@ -252,7 +262,9 @@ class WebDatasetShard:
                 return StoredRecord(where, error=ValueError(reason))
             file.seek(member.offset_data)
             content[extension] = file.read(member.size)
-        return StoredRecord(where, content["json"], content[images[0]])
+        (member,) = members[images[0]]
+        place = (member.name, member.offset_data, member.size)
+        return StoredRecord(where, content["json"], content[images[0]], member=place)
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ A box is xyxy in pixels: pixel column `c` covers the interval from `c` to `c + 1
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -144,7 +145,7 @@ def _to_numbers(values: Any, name: str, accepted: str) -> np.ndarray:
     """Returns real numbers as a float64 array; numpy would also take strings, bools and halves of complex numbers."""
     try:
         array = np.asarray(to_numpy(values, name))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} is not {accepted}: {error}.") from error
     if array.dtype.kind not in "iuf":
         raise ValueError(f"{name} is not {accepted}, received {values!r:.200}.")
@@ -319,8 +320,16 @@ def encode_rle(mask: np.ndarray) -> dict:
     pixels = mask.ravel(order="F").astype(bool)
     edges = np.concatenate(([0], np.flatnonzero(pixels[1:] != pixels[:-1]) + 1, [pixels.size]))
     runs = np.diff(edges).tolist()
-    if pixels[0]:
-        runs.insert(0, 0)
+    return encode_runs([0, *runs] if pixels[0] else runs, *mask.shape)
+
+
+def encode_runs(runs: Sequence[int], height: int, width: int) -> dict:
+    """Encodes runs, as `mask_runs` gives them, as compressed COCO RLE, ready for JSON.
+
+    Example:
+        >>> encode_runs([2, 2, 2], height=2, width=3)
+        {'size': [2, 3], 'counts': '222'}
+    """
     characters = []
     for index, run in enumerate(runs):
         value = run - runs[index - 2] if index > 2 else run
@@ -330,7 +339,28 @@ def encode_rle(mask: np.ndarray) -> dict:
             value >>= 5
             more = value != (-1 if bits & 16 else 0)
             characters.append(chr(48 + bits + (32 if more else 0)))
-    return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": "".join(characters)}
+    return {"size": [int(height), int(width)], "counts": "".join(characters)}
+
+
+def runs_to_box(runs: np.ndarray, height: int) -> np.ndarray:
+    """Returns the tight box of a mask, as `mask_to_box` does, of its runs.
+
+    Args:
+        runs: Lengths of the runs as `mask_runs` gives them, with at least one pixel in the region.
+        height: Height of the image in pixels.
+
+    Example:
+        >>> runs_to_box(np.array([3, 1, 1, 1]), height=2)
+        array([1., 1., 3., 2.])
+    """
+    ends = np.cumsum(runs)[1::2]
+    lengths = runs[1::2][: len(ends)]
+    first, last = (ends - lengths)[lengths > 0], ends[lengths > 0] - 1
+    left, right = first // height, last // height
+    # A run over the end of a column has a pixel in the last row and one in the first.
+    top = np.where(left == right, first % height, 0).min()
+    bottom = np.where(left == right, last % height, height - 1).max()
+    return np.array([left.min(), top, right.max() + 1, bottom + 1], dtype=np.float64)
 
 
 def check_box(box: Any, height: int, width: int, name: str = "box", allow_empty: bool = False) -> np.ndarray:

@@ -108,6 +108,21 @@ def push_rows(files, repository, **options):
     Dataset.from_parquet(files).push_to_hub(repository, **options)
 
 
+def push_longgrit(folder, repository, **options):
+    """Pushes the output folder of a LongGRIT run."""
+    from processing_pixclip.longgrit.push import push_dataset
+
+    return push_dataset(folder, repository, **options)
+
+
+def read_dataset(dataset):
+    """Samples of what `run_pretraining.py --dataset` would read."""
+    sys.path.insert(0, str(EXAMPLES))
+    from pretraining_data import shards_of_dataset
+
+    return read_stream(shards_of_dataset(dataset))
+
+
 def answer_of_endpoint(repository, revision, request):
     """What the handler of a repository answers, as Inference Endpoints call it."""
     folder = api.snapshot_download(repository, revision=revision)

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 import modeling_pixclip
 import processing_pixclip
+import processing_pixclip.longgrit
 
 
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -21,7 +22,9 @@ PACKAGES = (modeling_pixclip, processing_pixclip)
 MODULES = [
     info.name for package in PACKAGES for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 ]
-PUBLIC = {name: getattr(package, name) for package in PACKAGES for name in package.__all__}
+PUBLIC = {
+    name: getattr(package, name) for package in (*PACKAGES, processing_pixclip.longgrit) for name in package.__all__
+}
 
 
 @pytest.mark.parametrize("name", MODULES)

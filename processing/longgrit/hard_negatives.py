@@ -1,0 +1,249 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Hard negatives: copies of the long description with one attribute changed and the object kept, as in FG-CLIP."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from .asking import AnswerRefused, Asker
+from .config import LongGritSettings
+from .kept_nouns import find_kept_nouns, plain_words
+from .records import RegionWork, Rejected
+from .text_checks import check_form, clean_text
+
+
+# Least and share of the words of a description.
+_MOST_CHANGED = (3, 0.2)
+_LENGTH_SLACK = (3, 0.2)
+# A cap for long descriptions: one attribute takes no more words.
+_MOST_CHANGED_WORDS = 12
+
+# Words by which the object's noun may move: further, and it has changed places with another noun.
+_MOST_MOVED = 3
+
+# Changed alone, they change no attribute.
+_EMPTY_WORDS = frozenset("a an the and is are was were be been its it this that there also very quite just".split())
+_DENIALS = frozenset("not no never isn't aren't wasn't doesn't don't nor".split())
+_GIVEAWAYS = ("instead of", "rather than", "no longer", "not the original", "unlike the original", "was changed")
+_SAME_MEANING = {
+    "gray": "grey",
+    "color": "colour",
+    "colors": "colours",
+    "colored": "coloured",
+    "center": "centre",
+    "middle": "centre",
+    "big": "large",
+    "little": "small",
+    "picture": "photo",
+    "image": "photo",
+    "photograph": "photo",
+    "sofa": "couch",
+    "bike": "bicycle",
+    "television": "tv",
+    "beneath": "under",
+    "whilst": "while",
+    "upon": "on",
+}
+# Shown to the model again.
+_MOST_SHOWN = 10
+
+
+class HardNegatives:
+    """Writes `work.hard_negatives`: up to `count` rewrites of `work.text`, each checked by `RewriteCheck`.
+
+    As long as there are fewer good ones than `count`, the model is told what was wrong with the others and asked for the
+    missing ones, up to `max_attempts` times or until nothing new comes. The good ones of all answers are kept.
+
+    Args:
+        asker: Asks the model.
+        settings: The run; its stage `hard_negatives` says `count` and `min_count`.
+    """
+
+    name = "hard_negatives"
+
+    def __init__(self, asker: Asker, settings: LongGritSettings):
+        stage = settings.stage(self.name)
+        self.asker, self.count, self.min_count = asker, stage.count, stage.min_count
+        self.english = settings.texts.language in ("en", None)
+        # The built-in annotator has no more to say when it is asked again.
+        self.asks_for_more = settings.engine_of(self.name) != "rules"
+
+    async def __call__(self, work: RegionWork) -> None:
+        """Rewrites a region's description.
+
+        Raises:
+            Rejected: If fewer than `min_count` rewrites are good (`"too_few_negatives"`), no answer was well formed, or none came.
+        """
+        check = RewriteCheck(work, self.english)
+        variables = {
+            "object_text": work.object_text,
+            "context_text": work.context_text,
+            "text": work.text,
+            "count": self.count,
+            "noun": ", ".join(noun.word for noun in check.nouns) or None,
+        }
+        answers = _Answers(check, self.count, self.asks_for_more)
+        try:
+            await self.asker.ask(self.name, work, variables, answers.judge)
+        except Rejected as error:
+            # What was good in an earlier answer stays good; but a failed request may be made up for by a later run.
+            if error.reason == "request_failed" or not answers.complaints_by_answer:
+                raise
+        if len(check.kept) < self.min_count:
+            complaints = "\n".join(sum(answers.complaints_by_answer, []))
+            raise Rejected(
+                self.name,
+                "too_few_negatives",
+                f"{len(check.kept)} rewrites are good, at least {self.min_count} are wanted.\n{complaints:.3000}",
+            )
+        work.hard_negatives = list(check.kept)
+
+
+class RewriteCheck:
+    """Judges rewrites of a description and keeps the good ones.
+
+    Args:
+        work: The region with its `text`.
+        english: Whether the text may be English, see `find_kept_nouns`.
+
+    Attributes:
+        nouns: What each rewrite must keep, see `find_kept_nouns`.
+        kept: The good ones so far.
+
+    Example:
+        >>> from .records import ImageWork, SourceImage, SourceRegion
+        >>> image = ImageWork(SourceImage("1", "1.jpg", {"path": "1.jpg"}, width=64, height=48), bytes)
+        >>> work = RegionWork(image, SourceRegion("1#0", (0, 0, 9, 9), category="dog"), text="A black dog by a white door.")
+        >>> check = RewriteCheck(work)
+        >>> check.add("A brown dog by a white door"), check.kept
+        (None, ['A brown dog by a white door.'])
+        >>> check.add("A black cat by a white door.")
+        "the object's noun 'dog' is gone; keep the object and change an attribute"
+    """
+
+    def __init__(self, work: RegionWork, english: bool = True):
+        self.text = work.text
+        region = work.region
+        category, phrase = (None, None) if region is None else (region.category, region.phrase)
+        self.nouns = find_kept_nouns(self.text, category, phrase, work.object_text, english)
+        self.kept: list[str] = []
+        self._plain = plain_words(self.text)
+        self._words = _same_meaning(self._plain)
+        self._counts = Counter(self._words)
+        self._known: dict[tuple[str, ...], str] = {tuple(self._words): "the description itself"}
+
+    def add(self, text: str) -> str | None:
+        """Judges one rewrite, and keeps it if it is good, with the first letter and the end mark of the description.
+
+        A good one
+            * is plain text about the object, without a line break;
+            * differs in more than spelling, articles, word forms of "be", and synonyms such as "grey" and "gray";
+            * differs from the description and all that are kept, whatever the case and punctuation;
+            * holds the object's nouns as often as the description, first at the same place, give or take 3 words;
+            * has as many words as the description, give or take a fifth or 3;
+            * differs in at most a fifth of the words or 3, and never in more than 12;
+            * does not only deny ("not"), and does not name what it replaced ("instead of").
+
+        Args:
+            text: The rewrite.
+
+        Returns:
+            What is wrong with it, or `None` if it was kept.
+        """
+        text = _in_the_same_style(clean_text(text), self.text)
+        try:
+            check_form(text)
+        except AnswerRefused as refused:
+            return refused.message
+        plain = plain_words(text)
+        words = _same_meaning(plain)
+        key = tuple(words)
+        if key in self._known:
+            return f"it says the same as {self._known[key]}"
+        problem = self._problem_of_noun(plain) or self._problem_of_size(words) or self._problem_of_change(text, words)
+        if problem is None:
+            self.kept.append(text)
+            self._known[key] = f"copy {len(self.kept)} of the good ones"
+        return problem
+
+    def _problem_of_noun(self, plain: list[str]) -> str | None:
+        for noun in self.nouns:
+            before, after = noun.count(self._plain), noun.count(plain)
+            if after < before:
+                times = "is gone" if after == 0 else f"is there {after} times, not {before}"
+                return f"the object's noun {noun.word!r} {times}; keep the object and change an attribute"
+            if abs(noun.find(plain) - noun.position) > _MOST_MOVED:
+                return f"the object's noun {noun.word!r} is in another place; keep the order of the description"
+        return None
+
+    def _problem_of_size(self, words: list[str]) -> str | None:
+        length = len(self._words)
+        slack = max(_LENGTH_SLACK[0], int(_LENGTH_SLACK[1] * length))
+        if abs(len(words) - length) > slack:
+            return f"it has {len(words)} words and the description {length}; copy all but the changed words"
+        most = min(_MOST_CHANGED_WORDS, max(_MOST_CHANGED[0], int(_MOST_CHANGED[1] * length)))
+        added, removed = _difference(words, self._words, self._counts)
+        changed = max(len(added), len(removed))
+        if not changed:
+            # The same words in another order: two attributes that changed places.
+            changed = sum(new != old for new, old in zip(words, self._words))
+        if changed > most:
+            return f"{changed} words differ from the description, at most {most} may; change one attribute only"
+        return None
+
+    def _problem_of_change(self, text: str, words: list[str]) -> str | None:
+        added, removed = _difference(words, self._words, self._counts)
+        differing = {*added, *removed}
+        if differing and differing <= _EMPTY_WORDS:
+            return f"only {', '.join(sorted(differing))} differ, which changes no attribute"
+        if added and {*added} <= _DENIALS | _EMPTY_WORDS and {*removed} <= _DENIALS | _EMPTY_WORDS:
+            return f"it only denies ({', '.join(sorted({*added}))}); put another attribute in its place"
+        lower, before = text.casefold(), self.text.casefold()
+        giveaway = next((words for words in _GIVEAWAYS if words in lower and words not in before), None)
+        return None if giveaway is None else f"it says {giveaway!r}; write it as if it were true"
+
+
+class _Answers:
+    """Judges a model's answers one after the other; the last one that helps nothing ends the asking."""
+
+    def __init__(self, check: RewriteCheck, count: int, asks_for_more: bool):
+        self.check, self.count, self.asks_for_more = check, count, asks_for_more
+        self.complaints_by_answer: list[list[str]] = []
+
+    def judge(self, answer: Any) -> None:
+        before = len(self.check.kept)
+        complaints = []
+        for number, negative in enumerate(answer.negatives, start=1):
+            if len(self.check.kept) == self.count:
+                break
+            problem = self.check.add(negative.text)
+            if problem is not None:
+                complaints.append(f"Copy {number} is not good: {problem}.")
+        self.complaints_by_answer.append(complaints)
+        missing = self.count - len(self.check.kept)
+        stuck = len(self.complaints_by_answer) > 1 and len(self.check.kept) == before
+        if missing and self.asks_for_more and not stuck:
+            more = f"{missing} more {'copies are' if missing > 1 else 'copy is'} needed, other than all that you have written."
+            raise AnswerRefused("too_few_negatives", " ".join([*complaints[:_MOST_SHOWN], more]))
+
+
+def _same_meaning(words: list[str]) -> list[str]:
+    return [_SAME_MEANING.get(word, word) for word in words]
+
+
+def _difference(words: list[str], others: list[str], counts_of_others: Counter) -> tuple[list[str], list[str]]:
+    """Words that are in the first text only and in the second only, as often as they are."""
+    counts = Counter(words)
+    added = [word for word, count in counts.items() for _ in range(count - counts_of_others[word])]
+    removed = [word for word, count in counts_of_others.items() for _ in range(count - counts[word])]
+    return added, removed
+
+
+def _in_the_same_style(text: str, model: str) -> str:
+    """A model must not tell a negative by its first letter or its end mark."""
+    end = model[-1] if model[-1] in ".!?" else ""
+    text = text.rstrip(".!? ") + end
+    if model[:1].isupper() != text[:1].isupper() and len(text) > 1 and not text[1].isupper():
+        text = (text[0].upper() if model[0].isupper() else text[0].lower()) + text[1:]
+    return text

@@ -1,0 +1,166 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Checks what a caption says of a region against its pixels and its name, without a model."""
+
+from __future__ import annotations
+
+import re
+
+from ..region_colours import COLOUR_NAMES, ColourShare
+from ..region_nouns import Noun, noun_of
+from .asking import AnswerRefused
+from .kept_nouns import OTHER_NAMES
+from .records import SourceRegion
+from .rule_facts import RegionFacts, noun_of_region
+from .rule_texts import CLOSE_COLOURS, SHAPE_CLASSES, SHAPES
+from .text_checks import check_form
+
+
+# Other words for a colour, and what it then may be called.
+_COLOUR_WORDS = {
+    **{name: (name,) for name in COLOUR_NAMES},
+    "gray": ("grey",),
+    "silver": ("grey", "white"),
+    "golden": ("yellow", "orange", "brown"),
+    "gold": ("yellow", "orange", "brown"),
+    "blond": ("yellow", "beige", "brown"),
+    "tan": ("beige", "brown"),
+    "cream": ("beige", "white"),
+    "crimson": ("red",),
+    "maroon": ("red", "brown"),
+    "navy": ("blue", "black"),
+    "teal": ("turquoise",),
+    "cyan": ("turquoise", "blue"),
+    "violet": ("purple",),
+    "magenta": ("pink", "purple"),
+}
+_COLOURS = re.compile(rf"\b({'|'.join(_COLOUR_WORDS)})(?:ish)?\b")
+
+# Greys are close to black or white by their lightness alone: what is measured, what it might be called, and from where to where.
+_LIGHTNESS = {
+    ("grey", "white"): (62, 100),
+    ("grey", "black"): (0, 42),
+    ("black", "grey"): (15, 100),
+    ("white", "grey"): (0, 90),
+}
+
+# Words for things beside those of `OTHER_NAMES`.
+_MORE_NAMES = {
+    "person": "men women children boys girls people kids snowboarder motorcyclist worker chef driver athlete batter pitcher catcher "
+    "umpire individual figure",
+    "bird": "gull seagull duck goose pigeon parrot owl swan hen",
+    "potted plant": "plant houseplant flowers flower",
+    "dining table": "table desk",
+    "cup": "mug glass",
+    "wine glass": "glass goblet",
+    "skis": "skis ski",
+    "train": "locomotive tram",
+    "building-other-merged": "building buildings house houses",
+    "tree-merged": "tree trees foliage bush bushes",
+}
+_NAMES: dict[str, set[str]] = {}
+for _table in (OTHER_NAMES, _MORE_NAMES):
+    for _category, _words in _table.items():
+        _NAMES.setdefault(noun_of(_category).singular, set()).update(_words.split())
+
+
+def verify_caption(caption: str, facts: RegionFacts, region: SourceRegion) -> tuple[str, str]:
+    """Checks a caption.
+
+    It must first of all name the region's noun, or another word for it, and each colour in it must be found under the mask, by that
+    name or by one close to it, unless it stands before the noun of another region. Proportions and shares of the photo in
+    the words that `RegionTexts` uses are compared too. Whatever else it says cannot be judged and is let pass.
+
+    Args:
+        caption: The caption.
+        facts: What is known of the region.
+        region: The region.
+
+    Returns:
+        `"consistent"`, `"inconsistent"` or `"invalid"`, and why.
+    """
+    text = " ".join(caption.split())
+    if not re.search(r"[^\W\d_]{2}", text):
+        return "invalid", "There is no word in it."
+    try:
+        check_form(text)
+    except AnswerRefused as refused:
+        return "invalid", refused.message
+    lower = text.lower()
+    for problem in (_wrong_noun(lower, facts, region), _wrong_colour(lower, facts), _wrong_size(lower, facts)):
+        if problem is not None:
+            return "inconsistent", problem
+    return "consistent", "Its noun, colours and measures agree with the annotation and the pixels."
+
+
+def names_of(noun: Noun) -> set[str]:
+    """Words that name a noun, in lower case."""
+    head = noun.singular.removeprefix(noun.before_of).strip()
+    names = {noun.singular, noun.plural, head, f"{head}s"}
+    return {name.lower() for name in names} | _NAMES.get(noun.singular, set())
+
+
+def own_names_of(noun: Noun) -> set[str]:
+    """The same with the last word, which is the kind of thing: a brick wall is a wall."""
+    return names_of(noun) | {noun.singular.split()[-1].lower(), noun.plural.split()[-1].lower()}
+
+
+def _wrong_noun(text: str, facts: RegionFacts, region: SourceRegion) -> str | None:
+    if noun_of_region(region) == noun_of(None):
+        return None
+    noun = facts.region.noun
+    own = own_names_of(noun)
+    others = {name for other in _other_nouns(facts) for name in names_of(other)} - own
+    known = "|".join(re.escape(name) for name in sorted(own | others, key=len, reverse=True))
+    found = [match[1] for match in re.finditer(rf"\b({known})\b", text)]
+    if not any(name in own for name in found):
+        return f"It does not name the {noun.singular}."
+    first = found[0]
+    # "A bus driver" is no bus.
+    compound = re.search(rf"\b{re.escape(first)} (?:{'|'.join(map(re.escape, own))})\b", text)
+    return None if first in own or compound else f"It speaks of {first!r} first, but this is the {noun.singular}."
+
+
+def _other_nouns(facts: RegionFacts) -> list[Noun]:
+    own = facts.region.noun.singular
+    return [other.noun for other in facts.image.regions if other.noun.singular not in (own, "object")]
+
+
+def _wrong_colour(text: str, facts: RegionFacts) -> str | None:
+    # Colours that are part of names, "orange fruit", "orange": no statement.
+    text = re.sub(rf"\b{re.escape(facts.region.noun.singular.lower())}\b", "thing", text)
+    others = "|".join(re.escape(name) for other in _other_nouns(facts) for name in names_of(other))
+    shares = {colour.name: colour.share for colour in facts.region.colours}
+    for match in _COLOURS.finditer(text):
+        if others and re.match(rf"(?:(?:[\s,-]+| and )\w+){{0,2}}?\s+(?:{others})\b", text[match.end() :]):
+            continue
+        names = _COLOUR_WORDS[match[1]]
+        own = sum(shares.get(name, 0.0) for name in names)
+        close = sum(
+            colour.share for colour in facts.region.colours if any(_may_be_called(colour, name) for name in names)
+        )
+        if own < 0.03 and close < 0.35:
+            seen = ", ".join(f"{colour.name} {colour.share:.0%}" for colour in facts.region.colours[:3])
+            return f"It says {match[0]!r}, but the pixels are {seen}."
+    return None
+
+
+def _may_be_called(colour: ColourShare, name: str) -> bool:
+    """Whether someone else might give these pixels this name."""
+    if colour.name == name:
+        return True
+    low, high = _LIGHTNESS.get((colour.name, name), (0, 100))
+    return colour.name in CLOSE_COLOURS[name] and low <= colour.lightness <= high
+
+
+def _wrong_size(text: str, facts: RegionFacts) -> str | None:
+    own = SHAPE_CLASSES.index(facts.region.shape)
+    for number, name in enumerate(SHAPE_CLASSES):
+        said = next((words for words in SHAPES[name] if re.search(rf"\b{words}\b", text)), None)
+        if said and abs(number - own) >= 2:
+            return f"It says {said!r}, but the shape is {SHAPES[facts.region.shape][0]}."
+    share = max(100 * facts.region.share, 0.5)
+    for match in re.finditer(r"\b(\d+(?:\.\d+)?) ?(?:percent|%) of the (?:photo|picture|image)\b", text):
+        said_share = max(float(match[1]), 0.5)
+        if max(share / said_share, said_share / share) >= 1.9 and abs(share - said_share) > 1:
+            return f"It says {match[0]!r}, but it is {100 * facts.region.share:.1f} percent."
+    return None

@@ -1,0 +1,193 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The files of a LongGRIT run beside its dataset: lock, settings, answers, and which shards are done."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .atomic_files import open_atomic, remove_unfinished
+from .config import STAGES, LongGritSettings
+
+
+logger = logging.getLogger(__name__)
+
+# Raised when the same answers make other shards than before.
+RESULTS_VERSION = 1
+_SECRET = re.compile(r"key|token|secret|password|authorization|credential", re.IGNORECASE)
+
+
+class RunFolder:
+    """The folder `run` of an output folder.
+
+    Args:
+        output_dir: The output folder; made where it is missing.
+
+    Example:
+        >>> import tempfile
+        >>> folder = RunFolder(tempfile.mkdtemp())
+        >>> with folder.lock():
+        ...     folder.write_state(0, {"fingerprint": "ab", "summary": {}})
+        >>> folder.read_state(0)["fingerprint"], folder.answers(0).name
+        ('ab', '00000.jsonl')
+    """
+
+    def __init__(self, output_dir: str | os.PathLike):
+        self.output_dir = Path(output_dir)
+        self.path = self.output_dir / "run"
+        self._repeats = self.path / "repeats.json"
+        for name in ("answers", "shards"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while a run goes on; freed by the system if the process is killed.
+
+        Raises:
+            RuntimeError: If another process holds it; says which.
+        """
+        path = self.path / "lock"
+        with open(path, "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise RuntimeError(
+                    f"{self.output_dir} is in use by {file.read().strip() or 'another process'}; wait for its end, or "
+                    f"set another output_dir."
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            # What a killed process was writing.
+            for folder in (self.output_dir, *self.output_dir.glob("*/"), *self.path.glob("*/")):
+                remove_unfinished(folder)
+            yield
+
+    def answers(self, number: int) -> Path:
+        """The journal of a shard."""
+        return self.path / "answers" / f"{number:05d}.jsonl"
+
+    def manifest(self, number: int) -> Path:
+        """What the source stage wrote of a shard."""
+        return self.path / "source" / f"{number:05d}.jsonl"
+
+    def read_state(self, number: int) -> dict[str, Any] | None:
+        """What `write_state` wrote, or `None` for a shard that is not done."""
+        try:
+            return json.loads((self.path / "shards" / f"{number:05d}.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def write_state(self, number: int, state: Mapping[str, Any]) -> None:
+        """Marks a shard as done; the last thing that is written of it."""
+        write_atomically(self.path / "shards" / f"{number:05d}.json", json.dumps(state))
+
+    def remove_state(self, number: int) -> None:
+        """Marks a shard as not done, before its files are written anew."""
+        (self.path / "shards" / f"{number:05d}.json").unlink(missing_ok=True)
+
+    def states(self) -> list[int]:
+        """Numbers of the shards that are done."""
+        return sorted(int(path.stem) for path in (self.path / "shards").glob("[0-9]*.json"))
+
+    def write_settings(self, settings: LongGritSettings) -> None:
+        """Writes `run/settings.yaml`: the settings, without anything that is or looks like a secret."""
+        secrets = {os.environ.get(server.api_key_env or "") for server in settings.servers.values()} - {None, ""}
+        content = _without_secrets(settings.model_dump(mode="json"), secrets)
+        write_atomically(self.path / "settings.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def generations(self, repeat: Iterable[str]) -> dict[str, int]:
+        """How often each stage was repeated on purpose, with those that are to be repeated now.
+
+        The same call after a run that did not end goes on with that run's repeats.
+
+        Args:
+            repeat: Names of stages.
+
+        Raises:
+            ValueError: If a name is not that of a stage.
+        """
+        names = sorted(set(repeat))
+        unknown = [name for name in names if name not in STAGES]
+        if unknown:
+            raise ValueError(f"stages to repeat are {unknown}; accepted are {list(STAGES)}.")
+        repeats = {"generations": {}, "open": []}
+        if self._repeats.exists():
+            repeats = json.loads(self._repeats.read_text(encoding="utf-8"))
+        generations = repeats["generations"]
+        if names and names == repeats["open"]:
+            logger.info("Going on with the unfinished repeat of %s.", ", ".join(names))
+        elif names:
+            generations |= {name: generations.get(name, 0) + 1 for name in names}
+        return generations
+
+    def begin_repeats(self, repeat: Iterable[str], generations: Mapping[str, int]) -> None:
+        """Writes down what `generations` returned, before anything is asked."""
+        names = sorted(set(repeat))
+        if names:
+            write_atomically(self._repeats, json.dumps({"generations": dict(generations), "open": names}))
+
+    def end_repeats(self) -> None:
+        """Marks the repeats as done: another call asks anew."""
+        if self._repeats.exists():
+            generations = json.loads(self._repeats.read_text(encoding="utf-8"))["generations"]
+            write_atomically(self._repeats, json.dumps({"generations": generations, "open": []}))
+
+    def fingerprint(
+        self, number: int, settings: LongGritSettings, prompts: Mapping[str, str], generations: Mapping[str, int]
+    ) -> str:
+        """32 hex digits that stand for all that shapes a shard, except the answers.
+
+        Args:
+            number: The shard.
+            settings: Of the run. What only decides who answers, and how fast, does not count.
+            prompts: Hash of the prompt of each enabled stage.
+            generations: From `generations`.
+        """
+        stages = {}
+        for name in settings.enabled_stages:
+            stage = settings.stage(name).model_dump(mode="json", exclude={"enabled", "engine", "servers", "prompt"})
+            model = [settings.engine_of(name), settings.model_of(name), prompts[name], generations.get(name, 0)]
+            stages[name] = {**stage, "model": model}
+        shaping = [RESULTS_VERSION, stages, settings.texts.model_dump(mode="json"), settings.seed]
+        output = settings.output.model_dump(mode="json", exclude={"dataset_name", "dataset_licence"})
+        digest = hashlib.blake2b(json.dumps([*shaping, output], sort_keys=True).encode(), digest_size=16)
+        digest.update(self.manifest(number).read_bytes())
+        return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file that is there whole or not at all, also after a loss of power.
+
+    Args:
+        path: The file; its folder exists.
+        content: What it holds.
+    """
+    with open_atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _without_secrets(content: Any, secrets: set[str], name: str = "") -> Any:
+    if isinstance(content, dict):
+        return {key: _without_secrets(value, secrets, key) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_secrets(value, secrets, name) for value in content]
+    if isinstance(content, str):
+        # `api_key_env` names a variable; `max_tokens` holds a number.
+        if name != "api_key_env" and _SECRET.search(name):
+            return "***"
+        for secret in secrets:
+            content = content.replace(secret, "***")
+    return content

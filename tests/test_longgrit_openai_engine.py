@@ -1,0 +1,429 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The engine that asks OpenAI-compatible servers, against a real one that injects faults."""
+
+import asyncio
+import io
+import json
+import logging
+import time
+import traceback
+
+import pytest
+from faulty_openai_server import running_server
+from PIL import Image
+
+from processing_pixclip.longgrit.circuit_breaker import CircuitBreaker
+from processing_pixclip.longgrit.config import LongGritSettings, ServerSettings
+from processing_pixclip.longgrit.engines import EngineUnavailable, Message, Request, RequestFailed
+from processing_pixclip.longgrit.openai_engine import MAX_TEXT, OpenAIEngine
+from processing_pixclip.longgrit.records import ImageWork, RegionWork, SourceImage, SourceRegion
+from processing_pixclip.longgrit.server_pool import Server, ServerPool
+
+
+KEY = "sk-very-secret-0123456789"
+SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+QUICK = {"min_wait": 0.01, "max_wait": 0.05, "request_timeout": 0.4, "total_timeout": 0.6, "breaker_wait": 0.05}
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory):
+    with running_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server):
+    """A server without faults that knows of no request."""
+    shared_server.defaults()
+    shared_server.reset()
+    return shared_server
+
+
+def settings_for(*servers, model="tiny", stages=None, **options):
+    servers = {f"s{i}": {"base_url": url, **QUICK, **options} for i, url in enumerate(servers)}
+    source = {"format": "folder", "path": "regions.jsonl"}
+    return LongGritSettings(output_dir="out", source=source, model=model, servers=servers, stages=stages or {})
+
+
+def request_of(number, stage="object_caption", *, images=(), schema=SCHEMA, model="tiny", work=None):
+    messages = (Message("system", "Describe."), Message("user", f"A kettle, number {number}.", images))
+    return Request(f"i#{number}", stage, model, messages, "0" * 16, schema, {"temperature": 0.2}, 64, work=work)
+
+
+def region_work():
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(file, "PNG")
+    region = SourceRegion("i#0", (5.0, 5.0, 25.0, 25.0), mask_source="box")
+    image = SourceImage("i", "i.png", {"path": "i.png"}, 40, 30, (region,))
+    return RegionWork(ImageWork(image, file.getvalue), region)
+
+
+def ask_all(settings, requests, then=None):
+    """Answers or exceptions, in order, asked all at once."""
+
+    async def run():
+        engine = OpenAIEngine(settings)
+        try:
+            return await asyncio.gather(*map(engine.ask, requests), return_exceptions=True)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_with_tokens_and_images(server, stream):
+    work = region_work()
+    [answer] = ask_all(settings_for(server.url, stream=stream), [request_of(1, images=("crop", "overlay"), work=work)])
+    assert "kettle" in json.loads(answer.text)["text"] and answer.finish_reason == "stop"
+    assert answer.server == server.url and answer.time.endswith("+00:00")
+    assert answer.completion_tokens > 20 and answer.prompt_tokens > 0
+    assert server.stats()["images"] == 2
+    # The same without streaming and with: a function of what was asked.
+    [other] = ask_all(
+        settings_for(server.url, stream=not stream), [request_of(1, images=("crop", "overlay"), work=work)]
+    )
+    assert other.text == answer.text and list(server.finished().values()) == [2]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", "429 500 503 hang closed truncated not_json empty endless huge".split())
+def test_each_fault_is_tried_again(server, fault, stream):
+    server.configure(transport={fault: 1.0}, max_transport_faults=1)
+    answers = ask_all(settings_for(server.url, stream=stream), [request_of(n) for n in range(3)])
+    assert all("kettle" in answer.text for answer in answers), answers
+    stats = server.stats()
+    assert stats["faults"] == {fault: 3} and set(stats["finished"].values()) == {1} and len(stats["finished"]) == 3
+
+
+@pytest.mark.parametrize(
+    "fault, says",
+    [
+        ("429", "HTTP 429: Too many requests"),
+        ("500", "HTTP 500: Internal Server Error"),
+        ("empty", "an empty answer"),
+        ("truncated", "cut off"),
+        ("not_json", "no JSON"),
+        ("endless", "within 0.6 s"),
+        ("hang", "nothing came for 0.4 s"),
+        ("huge", "more than"),
+        ("closed", "Connection error"),
+    ],
+)
+def test_a_request_that_always_fails(server, fault, says):
+    server.configure(transport={fault: 1.0}, max_transport_faults=100)
+    [error] = ask_all(settings_for(server.url, max_attempts=2), [request_of(1)])
+    assert isinstance(error, RequestFailed) and says in str(error) and server.url in str(error)
+    assert "2 attempts" in str(error) and server.stats()["requests"] == 2
+
+
+@pytest.mark.parametrize("form", ["ms", "seconds", "date"])
+def test_retry_after_is_honoured(server, form):
+    # A date has whole seconds, so a wait of up to 3 s is one of at least 2.
+    amount = {"ms": 900, "seconds": 1, "date": 3}[form]
+    server.configure(transport={"429": 1.0}, max_transport_faults=1, retry_after=[form, amount])
+    begin = time.monotonic()
+    [answer] = ask_all(settings_for(server.url, max_wait=30.0), [request_of(1)])
+    assert "kettle" in answer.text and time.monotonic() - begin >= 0.89
+    # Not longer than the settings allow.
+    server.configure(retry_after=["seconds", 3600])
+    [answer] = ask_all(settings_for(server.url), [request_of(2)])
+    assert "kettle" in answer.text
+
+
+def test_a_server_that_refuses_is_asked_less(server):
+    server.configure(transport={"429": 1.0}, max_transport_faults=1, retry_after=["ms", 400], delay=0.02)
+    settings = settings_for(server.url, max_concurrency=2, max_wait=30.0)
+    begin = time.monotonic()
+    answers = ask_all(settings, [request_of(n) for n in range(4)])
+    assert all("kettle" in answer.text for answer in answers)
+    # Two of four are refused at first and hold their places, so that the other two come no sooner.
+    assert server.stats()["peak"] <= 2 and time.monotonic() - begin >= 0.8
+
+
+def test_limit_over_all_stages(server):
+    server.configure(delay=0.03)
+    requests = [request_of(n, stage) for n in range(10) for stage in ("object_caption", "verify", "fuse")]
+    answers = ask_all(settings_for(server.url, max_concurrency=4, total_timeout=30, request_timeout=30), requests)
+    assert all("kettle" in answer.text for answer in answers)
+    assert server.stats()["peak"] == 4
+
+
+def test_load_goes_to_the_servers_of_the_stage(server, tmp_path):
+    with running_server(tmp_path, delay=0.02) as other:
+        server.configure(delay=0.02)
+        settings = settings_for(server.url, other.url, max_concurrency=3, stages={"fuse": {"servers": ["s1"]}})
+        answers = ask_all(settings, [request_of(n) for n in range(20)])
+        counts = [sum(answer.server == url for answer in answers) for url in (server.url, other.url)]
+        assert min(counts) >= 5 and sum(counts) == 20
+        assert {answer.server for answer in ask_all(settings, [request_of(n, "fuse") for n in range(20)])} == {
+            other.url
+        }
+
+
+def test_a_dead_server_is_left_alone(server, caplog):
+    settings = settings_for(
+        "http://127.0.0.1:9/v1", server.url, breaker_failures=3, breaker_wait=60.0, max_concurrency=4
+    )
+    with caplog.at_level(logging.WARNING):
+        answers = ask_all(settings, [request_of(n) for n in range(30)])
+    assert {answer.server for answer in answers} == {server.url}
+    assert len([record for record in caplog.records if "left alone" in record.getMessage()]) == 1
+
+
+def test_an_outage_is_waited_for(server, caplog):
+    """A server that is down for a while costs nothing but time."""
+    server.configure(status=503)
+    settings = settings_for(server.url, breaker_failures=2, max_attempts=6, max_concurrency=4)
+
+    async def run():
+        engine = OpenAIEngine(settings)
+        asked = asyncio.gather(*(engine.ask(request_of(n)) for n in range(40)))
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(server.configure, status=None)
+        answers = await asked
+        await engine.close()
+        return answers
+
+    with caplog.at_level(logging.WARNING):
+        answers = asyncio.run(run())
+    assert len(answers) == 40 and "answers again" in caplog.text
+    # While it was down, it was asked a few times only.
+    assert server.stats()["requests"] < 40 + 30
+
+
+def test_a_long_outage_stops_the_run(server):
+    server.configure(status=500)
+    settings = settings_for(server.url, breaker_failures=2, max_attempts=1000, outage_timeout=0.3, max_concurrency=4)
+    errors = ask_all(settings, [request_of(n) for n in range(20)])
+    assert all(isinstance(error, EngineUnavailable) for error in errors)
+    assert server.url in str(errors[0]) and "outage_timeout" in str(errors[0])
+
+
+def test_refused_key_and_unknown_model_stop_the_run(server, monkeypatch):
+    monkeypatch.setenv("LONGGRIT_TEST_KEY", KEY)
+    server.configure(api_key="another")
+    errors = ask_all(settings_for(server.url, api_key_env="LONGGRIT_TEST_KEY"), [request_of(n) for n in range(5)])
+    assert all(isinstance(error, EngineUnavailable) for error in errors)
+    assert "401" in str(errors[0]) and "api_key_env" in str(errors[0]) and KEY not in str(errors)
+    assert server.stats()["requests"] <= 5
+    server.configure(api_key=None, models=["other"])
+    [error] = ask_all(settings_for(server.url), [request_of(1)])
+    assert isinstance(error, EngineUnavailable) and "404" in str(error) and "'tiny'" in str(error)
+
+
+def test_a_server_without_the_model_leaves_it_to_the_others(server, tmp_path):
+    with running_server(tmp_path, models=["other"]) as other:
+        answers = ask_all(settings_for(other.url, server.url), [request_of(n) for n in range(20)])
+        assert {answer.server for answer in answers} == {server.url}
+        assert other.stats()["requests"] <= 16
+
+
+def test_a_bad_request_fails_alone(server):
+    server.configure(refuse=["temperature"])
+    [error] = ask_all(settings_for(server.url, json_mode="off"), [request_of(1)])
+    assert isinstance(error, RequestFailed) and "temperature is not supported" in str(error)
+    assert server.stats()["requests"] == 1
+
+
+@pytest.mark.parametrize("refused, used", [(["json_schema"], "object"), (["response_format"], "off")])
+def test_a_server_without_json_mode(server, caplog, refused, used):
+    server.configure(refuse=refused)
+    settings = settings_for(server.url, max_concurrency=1)
+    with caplog.at_level(logging.WARNING):
+        answers = ask_all(settings, [request_of(n) for n in range(5)])
+    assert all("kettle" in answer.text for answer in answers)
+    # Found out once, then known.
+    assert server.stats()["requests"] == 5 + (1 if used == "object" else 2)
+    assert [r.getMessage() for r in caplog.records if "json_mode" in r.getMessage()] == [
+        f"{server.url} refuses json_mode 'schema', {used!r} is used: {refused[0]} is not supported by this server"
+    ]
+
+
+def test_what_is_sent(server):
+    def sent(**options):
+        ask_all(settings_for(server.url, **options), [request_of(1)])
+        return server.stats()["last"]
+
+    body = sent(extra_body={"top_k": 5})["body"]
+    assert body["model"] == "tiny" and body["temperature"] == 0.2 and body["top_k"] == 5 and "stream" not in body
+    assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert sent(json_mode="object")["body"]["response_format"] == {"type": "json_object"}
+    assert "response_format" not in sent(json_mode="off")["body"]
+    body = sent(stream=True)["body"]
+    assert body["stream"] is True and body["stream_options"] == {"include_usage": True}
+
+
+def test_streaming_without_token_counts(server):
+    server.configure(refuse=["stream_options"])
+    [answer] = ask_all(settings_for(server.url, stream=True), [request_of(1)])
+    assert "kettle" in answer.text and answer.completion_tokens == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_long_answer_is_cut(server, stream):
+    server.configure(length=MAX_TEXT * 2)
+    [answer] = ask_all(settings_for(server.url, stream=stream, total_timeout=30), [request_of(1)])
+    assert len(answer.text) == MAX_TEXT and answer.finish_reason == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_keys_stay_secret(server, monkeypatch, caplog, stream):
+    monkeypatch.setenv("LONGGRIT_TEST_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    settings = settings_for(server.url, api_key_env="LONGGRIT_TEST_KEY", max_attempts=2, stream=stream)
+    server.configure(api_key=KEY)
+    [answer] = ask_all(settings, [request_of(1)])
+    assert server.stats()["last"]["authorization"] == f"Bearer {KEY}"
+    # Servers that say what they were sent.
+    server.configure(status=500)
+    [failed] = ask_all(settings, [request_of(2)])
+    server.configure(status=400)
+    [refused] = ask_all(settings, [request_of(3)])
+    server.configure(status=None, api_key="another")
+    [unavailable] = ask_all(settings, [request_of(4)])
+    server.configure(api_key=None, echo=True)
+    [echoed] = ask_all(settings, [request_of(5)])
+    texts = ["".join(traceback.format_exception(error)) for error in (failed, refused, unavailable)]
+    for error in (failed, refused, unavailable):
+        assert "***" in str(error)
+        while error is not None:
+            texts.append(repr(error))
+            error = error.__context__
+    engine = OpenAIEngine(settings)
+    texts += [repr(settings), settings.model_dump_json(), repr(vars(engine).get("_servers")), repr(engine)]
+    assert "***" in echoed.text
+    texts += [repr(answer), repr(echoed), caplog.text]
+    assert len(caplog.records) > 20 and KEY not in "\n".join(texts)
+
+
+def test_without_a_key_none_is_sent(server, monkeypatch):
+    """The key of OPENAI_API_KEY is not for whichever server."""
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    [answer] = ask_all(settings_for(server.url), [request_of(1)])
+    last = server.stats()["last"]
+    assert "kettle" in answer.text and last["authorization"] is None and KEY not in json.dumps(last)
+
+
+def test_a_key_that_is_not_set(server, monkeypatch):
+    monkeypatch.delenv("LONGGRIT_TEST_KEY", raising=False)
+    with pytest.raises(ValueError, match="'s0'.*LONGGRIT_TEST_KEY"):
+        OpenAIEngine(settings_for(server.url, api_key_env="LONGGRIT_TEST_KEY"))
+
+
+def test_pictures_are_not_drawn_on_the_event_loop(server):
+    """While a slow disk is read for one request, the loop does other things."""
+    work = region_work()
+    read = work.image._read
+    asked_for = []
+
+    def slowly():
+        asked_for.append(time.monotonic())
+        time.sleep(0.5)
+        return read()
+
+    work.image._read = slowly
+
+    async def run():
+        engine = OpenAIEngine(settings_for(server.url))
+        asked = asyncio.ensure_future(engine.ask(request_of(1, images=("image",), work=work)))
+        longest, last = 0.0, time.monotonic()
+        while not asked.done():
+            await asyncio.sleep(0.005)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        await engine.close()
+        return longest, asked.result()
+
+    longest, answer = asyncio.run(run())
+    assert asked_for and "kettle" in answer.text and longest < 0.45
+
+
+def test_an_unreadable_image_is_no_failure_of_the_server(server):
+    work = region_work()
+    work.image._read = lambda: b"no image"
+    settings = settings_for(server.url, max_concurrency=1)
+    requests = [request_of(1, images=("image",), work=work), request_of(2)]
+    error, answer = ask_all(settings, requests)
+    assert isinstance(error, ValueError) and "'i'" in str(error) and "kettle" in answer.text
+
+
+def test_cancelled_requests_give_their_places_back(server):
+    async def run():
+        engine = OpenAIEngine(settings_for(server.url, max_concurrency=2, total_timeout=30, request_timeout=30))
+        server.configure(delay=0.3)
+        asked = [asyncio.ensure_future(engine.ask(request_of(n))) for n in range(6)]
+        await asyncio.sleep(0.1)
+        for task in asked[:5]:
+            task.cancel()
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        answer = await engine.ask(request_of(9))
+        await engine.close()
+        return results, answer
+
+    results, answer = asyncio.run(run())
+    assert [isinstance(r, asyncio.CancelledError) for r in results] == [True] * 5 + [False] and "kettle" in answer.text
+
+
+def test_faults_of_all_kinds_at_once(server):
+    faults = dict.fromkeys("429 500 503 closed truncated not_json empty".split(), 0.04)
+    server.configure(transport={**faults, "hang": 0.01, "endless": 0.01})
+    settings = settings_for(server.url, max_concurrency=32, breaker_failures=20)
+    answers = ask_all(settings, [request_of(n) for n in range(300)])
+    assert not [answer for answer in answers if isinstance(answer, Exception)]
+    stats = server.stats()
+    assert len(stats["finished"]) == 300 and sum(stats["faults"].values()) > 60
+    # Nothing that came through was asked again.
+    assert set(stats["finished"].values()) == {1}
+
+
+def test_the_breaker():
+    now = 0.0
+    breaker = CircuitBreaker(3, 10.0, forget=50.0, clock=lambda: now)
+    assert [breaker.failed(), breaker.failed(), breaker.allows()] == [False, False, True]
+    breaker.answered()
+    assert [breaker.failed(), breaker.failed(), breaker.failed()] == [False, False, True] and not breaker.allows()
+    now = 9.0
+    # One that was on its way says nothing new.
+    assert not breaker.failed() and not breaker.allows()
+    now = 10.0
+    assert breaker.allows()
+    breaker.begin()
+    assert not breaker.allows()
+    assert breaker.failed() and not breaker.allows()
+    now = 20.0
+    assert breaker.allows() and breaker.silent_for() == 10.0
+    breaker.begin()
+    breaker.abandoned()
+    assert breaker.allows(), "another one may try"
+    # Long after, with nothing asked in between, the time without answers begins anew.
+    now = 100.0
+    breaker.failed()
+    assert breaker.silent_for() == 0.0
+    assert breaker.answered() and breaker.allows() and not breaker.answered()
+
+
+def test_places_go_out_in_order_and_to_those_who_may_use_them():
+    async def run():
+        one, two = (Server(name, ServerSettings(base_url="http://x/v1", max_concurrency=1)) for name in "ab")
+        pool, order = ServerPool(), []
+
+        async def wait(name, servers):
+            server = await pool.acquire(servers, "m")
+            order.append((name, server.name))
+            return server
+
+        first = [await pool.acquire((one, two), "m"), await pool.acquire((one, two), "m")]
+        assert {server.name for server in first} == {"a", "b"}
+        lines = {"w": (one,), "x": (two,), "y": (one, two), "z": (two,)}
+        tasks = [asyncio.ensure_future(wait(name, servers)) for name, servers in lines.items()]
+        await asyncio.sleep(0)
+        for server in (two, two, two, one):
+            pool.release(server)
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        return order
+
+    assert asyncio.run(run()) == [("x", "b"), ("y", "b"), ("z", "b"), ("w", "a")]
