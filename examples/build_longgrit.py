@@ -22,7 +22,6 @@ from typing import Any
 import yaml
 
 from processing_pixclip.longgrit import (
-    STAGES,
     EngineUnavailable,
     LongGritSettings,
     RunProgress,
@@ -32,6 +31,7 @@ from processing_pixclip.longgrit import (
     run_pipeline,
     run_pipeline_on_ray,
 )
+from processing_pixclip.longgrit.config import STAGES
 
 
 logger = logging.getLogger("build_longgrit")

@@ -296,9 +296,9 @@ def make_app(state):
                 return
             if self.fault in ("endless", "huge"):
                 gone = asyncio.ensure_future(receive())
-                part = (b" " if self.kind == "application/json" else b": wait\n\n") * (
-                    200_000 if self.fault == "huge" else 1
-                )
+                part = b" " if self.kind == "application/json" else b": wait\n\n"
+                if self.fault == "huge":
+                    part = (b" " * 200 + b"\n") * 8000
                 while not gone.done():
                     await send({"type": "http.response.body", "body": part, "more_body": True})
                     await asyncio.wait([gone], timeout=0.0 if self.fault == "huge" else 0.05)

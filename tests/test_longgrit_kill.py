@@ -17,6 +17,7 @@ from longgrit_for_tests import assert_all_ended_once, assert_whole_files, make_p
 from processing_pixclip.longgrit.runner import run_pipeline
 
 
+SCRIPT = Path(__file__).parents[1] / "examples" / "build_longgrit.py"
 CONCURRENCY = 8
 SERVER = {
     "max_concurrency": CONCURRENCY,
@@ -133,9 +134,8 @@ class Command:
     def __init__(self, settings):
         file = settings.output_dir.parent / "settings.yaml"
         file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-        script = Path(__file__).with_name("run_longgrit.py")
         with open(settings.output_dir.parent / "killed.log", "ab") as log:
-            self._process = subprocess.Popen([sys.executable, script, file], stdout=log, stderr=log)
+            self._process = subprocess.Popen([sys.executable, SCRIPT, file], stdout=log, stderr=log)
         self.kill, self.join = self._process.kill, self._process.wait
 
     def is_alive(self):

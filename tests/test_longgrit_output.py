@@ -142,11 +142,19 @@ def test_summaries_add_up_in_any_order():
     assert [sample["region_id"] for sample in other["samples"]] != [sample["region_id"] for sample in whole["samples"]]
 
 
-def test_an_unknown_region_in_a_result_is_an_error():
+@pytest.mark.parametrize("change", ["unknown", "twice", "missing"])
+def test_a_region_that_does_not_end_exactly_once_is_an_error(change, tmp_path):
     (result,) = results_of_photos(1)
-    result.regions.append(RegionResult("nobody#1", text="Nothing."))
-    with pytest.raises(ValueError, match="nobody#1"):
+    region = RegionResult("nobody#1", text="Nothing.") if change == "unknown" else result.regions[0]
+    if change == "missing":
+        result.regions.remove(region)
+    else:
+        result.regions.append(region)
+    with pytest.raises(ValueError, match=region.region_id):
         summarise_shard([result])
+    with pytest.raises(ValueError, match=region.region_id):
+        write_shard(0, [result], settings_for(tmp_path), PhotoStore())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_shard_without_accepted_regions_leaves_no_file_behind(tmp_path):

@@ -49,7 +49,7 @@ def test_a_cluster_writes_what_one_machine_writes(cluster, photos, tmp_path):
     """By the rules, which look at the pixels, so images must arrive; two processes annotate."""
     one = run_pipeline(by_rules(photos, tmp_path / "one"))
     told = Told()
-    many = run_pipeline_on_ray(by_rules(photos, tmp_path / "many"), actors=2, progress=told)
+    many = run_pipeline_on_ray(by_rules(photos, tmp_path / "many"), workers=2, progress=told)
     ended = assert_all_ended_once(tmp_path / "many")
     assert ended == outcome_of(tmp_path / "one") and len(ended) == IMAGES * REGIONS
     assert_whole_files(tmp_path / "many")
@@ -75,11 +75,11 @@ def test_a_cluster_asks_a_server_with_faults_and_goes_on_with_what_one_machine_l
             run_pipeline(settings, engines={"openai": ScriptedEngine(unavailable_after(0))})
         run_pipeline(settings, limit=1)
         first = server.finished()
-        run_pipeline_on_ray(settings)
+        run_pipeline_on_ray(settings, workers=1)
         assert server.finished() == asked and set(first) < set(asked)
         assert assert_all_ended_once(settings.output_dir) == outcome_of(tmp_path / "one")
         # And nothing is left to do for either.
-        run_pipeline_on_ray(settings)
+        run_pipeline_on_ray(settings, workers=1)
         run_pipeline(settings)
         assert server.finished() == asked
 
@@ -88,7 +88,7 @@ def test_servers_that_are_down_stop_a_cluster(cluster, photos, tmp_path):
     server = {"base_url": "http://127.0.0.1:1/v1", "outage_timeout": 0.2, "min_wait": 0.0, "max_wait": 0.05}
     settings = settings_for(photos, tmp_path / "out", servers={"down": server})
     with pytest.raises(EngineUnavailable, match="127.0.0.1:1"):
-        run_pipeline_on_ray(settings)
+        run_pipeline_on_ray(settings, workers=1)
     assert not list((tmp_path / "out" / "run" / "shards").iterdir())
 
 
@@ -100,7 +100,7 @@ def test_an_image_that_a_task_cannot_read_rejects_its_regions(cluster, tmp_path)
         if "source" not in state.parts:
             state.unlink()
     (tmp_path / "photos" / "00001.jpg").write_bytes(b"no image")
-    run_pipeline_on_ray(settings)
+    run_pipeline_on_ray(settings, workers=1)
     ended = assert_all_ended_once(settings.output_dir)
     assert {region for region, end in ended.items() if end[1:3] == ("source", "unreadable_image")} == {
         "00001#0",

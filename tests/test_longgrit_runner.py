@@ -280,7 +280,7 @@ def test_an_image_whose_caption_is_rejected_ends_there(settings, photos):
 
 class Told:
     def __init__(self):
-        self.counts, self.started = Counter(), []
+        self.counts, self.started, self.read = Counter(), [], []
 
     def start(self, total_regions, done=0):
         self.started.append((total_regions, done))
@@ -289,7 +289,7 @@ class Told:
         self.counts.update(counts)
 
     def source(self, images, total_images):
-        pass
+        self.read.append((images, total_images))
 
 
 def test_progress_is_told_of_every_region_and_answer(settings):
@@ -297,7 +297,7 @@ def test_progress_is_told_of_every_region_and_answer(settings):
     with pytest.raises(EngineUnavailable):
         run(settings, ScriptedEngine(unavailable_after(45)), progress=told)
     assert told.counts["requests"] == 45 and told.counts["tokens"] == 45 * 30
-    assert told.started == [(IMAGES * REGIONS, 0)]
+    assert told.started == [(IMAGES * REGIONS, 0)] and told.read == [(2, IMAGES), (4, IMAGES), (5, IMAGES)]
     told = Told()
     run(settings, progress=told)
     (total, done), counts = told.started[0], told.counts

@@ -139,6 +139,7 @@ def test_markup_is_refused(text):
     "text",
     [
         "I'm sorry, but I cannot describe the person in this picture, since that would be against my rules.",
+        "I’m unable to see what is in this picture, so here are some words that I might have used for it.",
         "As an AI model I have no eyes, but the dog seems to be black and to stand in a corner by the door.",
         "Sure! A small shaggy black dog with a white chest, standing in the corner by the door of the room.",
         f"Here is the merged description: {DOG}",

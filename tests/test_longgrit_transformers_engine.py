@@ -5,7 +5,6 @@ import asyncio
 import io
 import json
 import logging
-import time
 
 import pytest
 from PIL import Image
@@ -159,16 +158,13 @@ def test_the_event_loop_is_free_and_closing_does_not_wait_for_long_answers(llm):
         engine = TransformersEngine(settings_for(llm, object_caption={"parameters": parameters}))
         await engine.ask(request_of(llm))
         asked = asyncio.ensure_future(engine.ask(request_of(llm, parameters=parameters)))
-        ticks, end = 0, time.monotonic() + 0.5
-        while time.monotonic() < end:
+        for _ in range(20):
             await asyncio.sleep(0.01)
-            ticks += 1
-        assert not asked.done()
+            assert not asked.done(), "the loop had to wait for the answer"
         asked.cancel()
-        await asyncio.wait_for(engine.close(), 60)
-        return ticks
+        await engine.close()
 
-    assert asyncio.run(run()) > 5
+    asyncio.run(asyncio.wait_for(run(), 120))
 
 
 def test_json_answers_are_parsed(vlm):

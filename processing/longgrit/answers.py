@@ -128,7 +128,7 @@ def _validated(content: dict[str, Any], prompt: Prompt) -> pydantic.BaseModel:
 
 def _bare(text: str) -> str:
     """A plain answer without the fence or the quotation marks around the whole of it."""
-    if text.startswith("```") and text.endswith("```") and "\n" in text:
+    if text.startswith("`" * 3) and text.endswith("`" * 3) and "\n" in text:
         text = text[text.index("\n") : -3].strip()
     if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
         text = text[1:-1]

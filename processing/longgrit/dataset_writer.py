@@ -23,6 +23,7 @@ from .atomic_files import open_atomic
 from .config import LongGritSettings
 from .records import ImageResult, Provenance, RegionResult, SourceImage, SourceRegion
 from .run_folder import write_atomically
+from .run_summary import check_ended
 
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def record_of_result(result: ImageResult) -> dict[str, Any] | None:
     """
     image = result.image
     source = {region.region_id: region for region in image.regions}
-    regions = [_region(source[end.region_id], end) for end in result.regions if end.reason is None]
+    ended = check_ended(result).values()
+    regions = [_region(source[end.region_id], end) for end in ended if end.reason is None]
     if not regions:
         return None
     return {
@@ -160,6 +162,17 @@ def write_shard(
         ValueError: If an accepted region is none that training would read, or the image files have no path or no known
             extension where one is needed; names it.
         OSError: If an image cannot be read, or a file not be written.
+
+    Example:
+        >>> import tempfile
+        >>> from processing_pixclip.longgrit import ImageResult, RegionResult, open_image_store, open_source, read_settings
+        >>> changes = {"output_dir": tempfile.mkdtemp()}
+        >>> settings = read_settings("examples/configs/longgrit_coco_regions.yaml", changes)
+        >>> image = next(open_source(settings.source).read(0, 1))
+        >>> regions = [RegionResult(region.region_id, text="A thing.") for region in image.regions]
+        >>> written = write_shard(0, [ImageResult(image, regions)], settings, open_image_store(settings.source))
+        >>> [path.name for path in written]
+        ['00000.parquet', '00000.tar', '00000.jsonl']
     """
     output, where = settings.output, f"shard {number}, image"
     records = []
@@ -285,10 +298,11 @@ def _rejected(results: Sequence[ImageResult], errors: Sequence[SourceError]) -> 
         }
     for result in results:
         image = result.image
-        ended = {end.region_id: end for end in result.regions}
+        ended = check_ended(result)
         for region in image.regions:
-            end = ended.get(region.region_id)
-            if region.dropped is not None:
+            if region.dropped is None:
+                end = ended[region.region_id]
+            else:
                 end = RegionResult(region.region_id, region.dropped, "source")
             if end.reason is None:
                 continue

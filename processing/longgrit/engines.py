@@ -92,6 +92,12 @@ class RequestFailed(Exception):
     """Raised by an engine that got no answer to one request, whatever was tried; says what was tried.
 
     The region is then rejected with the reason `"request_failed"`.
+
+    Example:
+        >>> raise RequestFailed("6 attempts on http://localhost:8000/v1 ended in status 500.")
+        Traceback (most recent call last):
+        ...
+        processing_pixclip.longgrit.engines.RequestFailed: 6 attempts on http://localhost:8000/v1 ended in status 500.
     """
 
 
@@ -99,11 +105,30 @@ class EngineUnavailable(Exception):
     """Raised by an engine when no request can be answered any more, as when all servers are down for too long.
 
     The run then stops, and goes on from there when it is started again.
+
+    Example:
+        >>> raise EngineUnavailable("http://localhost:8000/v1 answers nothing for 900 s.")
+        Traceback (most recent call last):
+        ...
+        processing_pixclip.longgrit.engines.EngineUnavailable: http://localhost:8000/v1 answers nothing for 900 s.
     """
 
 
 class Engine(Protocol):
-    """Answers requests; many at a time, as far as its own limits allow."""
+    """Answers requests; many at a time, as far as its own limits allow. `run_pipeline(engines=...)` takes any.
+
+    Example:
+        >>> class Parrot:
+        ...     async def ask(self, request):
+        ...         return Answer(request.messages[-1].text, server="parrot", time="2026-01-01T00:00:00+00:00")
+        ...
+        ...     async def close(self):
+        ...         pass
+        >>> import asyncio
+        >>> request = Request("1#0", "fuse", "parrot", (Message("user", "Hello."),), prompt_hash="0" * 16)
+        >>> asyncio.run(Parrot().ask(request)).text
+        'Hello.'
+    """
 
     async def ask(self, request: Request) -> Answer:
         """Answers one request.

@@ -19,6 +19,21 @@ class Fuse:
     Args:
         asker: Asks the model.
         settings: The run.
+
+    Example:
+        >>> import asyncio
+        >>> from processing_pixclip.longgrit import (
+        ...     ImageWork, RegionWork, RuleEngine, load_prompt, open_image_store, open_source, read_settings
+        ... )
+        >>> settings = read_settings("examples/configs/longgrit_coco_regions.yaml")
+        >>> image = next(open_source(settings.source).read(0, 1))
+        >>> store = open_image_store(settings.source)
+        >>> work = RegionWork(ImageWork(image, lambda: store.read(image.location)), image.regions[0])
+        >>> work.object_text, work.context_text = "A light grey and green potted plant.", "It is in the centre."
+        >>> asker = Asker(settings, {"rules": RuleEngine(settings)}, {"fuse": load_prompt("fuse")})
+        >>> asyncio.run(Fuse(asker, settings)(work))
+        >>> len(work.text.split()) > 25
+        True
     """
 
     name = "fuse"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from .source_regions import (
     cleaned_text,
     cleaned_texts,
     file_below,
-    is_file,
     is_score,
     masked_region,
     unusable_region,
@@ -110,7 +110,7 @@ class GritSource(ShardSource):
         stems = [checked_path(path) for stem in names for path in (stem, f"{folder}/{stem}")]
         for extension in _EXTENSIONS:
             for stem in stems:
-                if is_file(self._root / f"{stem}.{extension}"):
+                if os.path.isfile(f"{self._root}/{stem}.{extension}"):
                     return file_below(self._root, f"{stem}.{extension}"), _read_beside(self._root / f"{stem}.json")
         raise BadImage(
             "missing_image",

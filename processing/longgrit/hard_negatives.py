@@ -58,6 +58,24 @@ class HardNegatives:
     Args:
         asker: Asks the model.
         settings: The run; its stage `hard_negatives` says `count` and `min_count`.
+
+    Example:
+        >>> import asyncio
+        >>> from processing_pixclip.longgrit import (
+        ...     Fuse, ImageWork, RegionWork, RuleEngine, load_prompt, open_image_store, open_source, read_settings
+        ... )
+        >>> settings = read_settings("examples/configs/longgrit_coco_regions.yaml")
+        >>> image = next(open_source(settings.source).read(0, 1))
+        >>> store = open_image_store(settings.source)
+        >>> work = RegionWork(ImageWork(image, lambda: store.read(image.location)), image.regions[0])
+        >>> engines = {"rules": RuleEngine(settings)}
+        >>> prompts = {name: load_prompt(name) for name in ("fuse", "hard_negatives")}
+        >>> work.object_text, work.context_text = "A light grey and green potted plant.", "It is in the centre."
+        >>> asker = Asker(settings, engines, prompts)
+        >>> asyncio.run(Fuse(asker, settings)(work))
+        >>> asyncio.run(HardNegatives(asker, settings)(work))
+        >>> len(work.hard_negatives)
+        10
     """
 
     name = "hard_negatives"

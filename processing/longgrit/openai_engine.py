@@ -26,8 +26,9 @@ from .server_pool import Server, ServerPool
 
 logger = logging.getLogger(__name__)
 
-# What is read of one answer: bytes of the body, and characters of the text.
+# What is read of one answer: bytes of the body, of one line where it is streamed, and characters of the text.
 MAX_BODY = 32 * 2**20
+MAX_LINE = 4 * 2**20
 MAX_TEXT = 200_000
 # Shorter ones are words such as "EMPTY", no secrets.
 _SHORTEST_KEY = 8
@@ -49,6 +50,10 @@ class _Unanswered(Exception):
     def __init__(self, server: Server, what: str, *, retry_after: float | None = None, too_many: bool = False):
         super().__init__(f"{server.url}: {what}")
         self.server, self.retry_after, self.too_many = server, retry_after, too_many
+
+
+class _Empty(_Unanswered):
+    """An answer without a text: the server itself is well."""
 
 
 class _BadBody(Exception):
@@ -229,9 +234,9 @@ class OpenAIEngine:
         )
         async with asked as response:
             streamed = response.headers.get("content-type", "").startswith("text/event-stream")
-            body = _EventStream() if streamed else _JsonBody()
+            answer = _EventStream() if streamed else _JsonBody()
             parts = response.iter_bytes()
-            while not body.ended:
+            while not answer.ended:
                 try:
                     part = await anext(parts, None)
                 except Exception as error:
@@ -240,10 +245,10 @@ class OpenAIEngine:
                 else:
                     if part is None:
                         break
-                    body.feed(part)
+                    answer.feed(part)
                     continue
                 raise _BadBody(problem)
-        return body.result()
+        return answer.result()
 
     def _refusal(self, server: Server, error: openai.APIStatusError, says: str) -> _Unanswered | RequestFailed | str:
         status = error.status_code
@@ -263,10 +268,6 @@ class OpenAIEngine:
         if key and len(key) >= _SHORTEST_KEY:
             text = text.replace(key, "***")
         return text[:shown]
-
-
-class _Empty(_Unanswered):
-    """An answer without a text: the server itself is well."""
 
 
 def _key_of(name: str, settings: ServerSettings) -> str | None:
@@ -358,6 +359,8 @@ class _EventStream:
         if self._size > MAX_BODY:
             raise _BadBody(f"a streamed answer of more than {MAX_BODY} bytes")
         *lines, self._rest = (self._rest + part).split(b"\n")
+        if len(self._rest) > MAX_LINE:
+            raise _BadBody(f"a streamed answer with a line of more than {MAX_LINE} bytes")
         for line in lines:
             if line.startswith(b"data:") and not self.ended:
                 self._take(line[5:].strip())

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .config import LongGritSettings
@@ -20,6 +21,8 @@ from .sources import Source, SourceError, open_image_store
 
 # Shards of which the images are read at a time, for each process that annotates.
 _READERS = 2
+# What a shard's row tells the progress.
+_COUNTS = ("accepted", "rejected", "requests", "tokens")
 
 
 def run_pipeline_on_ray(
@@ -29,7 +32,8 @@ def run_pipeline_on_ray(
     retry_failed: bool = False,
     source: Source | None = None,
     progress: Any = None,
-    actors: int = 1,
+    address: str | None = None,
+    workers: int = 2,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
 ) -> dict[str, Any]:
@@ -44,7 +48,9 @@ def run_pipeline_on_ray(
         settings: The whole run. `images_in_flight`, `open_shards` and the servers' `max_concurrency` are those of each actor.
         limit, repeat, retry_failed, source: As in `run_pipeline`.
         progress: Told of shards as they are committed, see `RunProgress`; or `None`.
-        actors: Processes that annotate.
+        address: Of the cluster, see `ray.init`; by default what `RAY_ADDRESS` names, else one is started on this machine.
+            Not read where Ray is connected already.
+        workers: Processes that annotate.
         num_cpus: CPUs of each of them.
         num_gpus: GPUs of each of them, for the engine `"transformers"`.
 
@@ -55,6 +61,14 @@ def run_pipeline_on_ray(
         ImportError: If Ray is not installed.
         EngineUnavailable: As in `run_pipeline`.
         RuntimeError, ValueError: As in `run_pipeline`.
+
+    Example:
+        >>> settings = LongGritSettings(
+        ...     output_dir="out",
+        ...     source={"format": "folder", "path": "examples/data/coco_regions/heldout.jsonl"},
+        ...     engine="rules",
+        ... )
+        >>> summary = run_pipeline_on_ray(settings, address="auto", workers=8)  # doctest: +SKIP
     """
     try:
         import ray.data
@@ -64,31 +78,55 @@ def run_pipeline_on_ray(
     with folder.lock():
         plan = plan_run(settings, folder, limit, repeat, retry_failed, source, progress)
         if plan.todo:
-            everywhere = _with_absolute_paths(settings)
-            compute = ray.data.ActorPoolStrategy(
-                size=actors,
-                max_concurrent_calls_per_actor=settings.open_shards,
-                # One more than are open: its images are there when it is needed.
-                max_tasks_in_flight_per_actor=settings.open_shards + 1,
-            )
-            rows = ray.data.from_items(
-                [{"number": number} for number in plan.todo], override_num_blocks=len(plan.todo)
-            )
-            # Reading waits for disks; without a CPU of its own it cannot be kept from running by the actors.
-            rows = rows.map(_read_images, fn_args=[everywhere], num_cpus=0, concurrency=_READERS * actors)
-            rows = rows.map(
-                _AnnotateShard,
-                fn_constructor_args=[everywhere, plan.generations],
-                compute=compute,
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-            )
-            for row in rows.iter_rows():
-                if row["unavailable"] is not None:
-                    raise EngineUnavailable(row["unavailable"])
-                if progress is not None:
-                    progress.update(**{key: row[key] for key in ("accepted", "rejected", "requests", "tokens")})
+            with _connected(address):
+                # Ray's own bars would cross with the run's.
+                ray.data.DataContext.get_current().enable_progress_bars = progress is None
+                compute = ray.data.ActorPoolStrategy(
+                    size=workers,
+                    max_concurrent_calls_per_actor=settings.open_shards,
+                    # One more than are open: its images are there when it is needed.
+                    max_tasks_in_flight_per_actor=settings.open_shards + 1,
+                )
+                everywhere = _with_absolute_paths(settings)
+                rows = [{"number": number} for number in plan.todo]
+                rows = ray.data.from_items(rows, override_num_blocks=len(rows))
+                # Reading waits for disks; without a CPU of its own it cannot be kept from running by the workers.
+                rows = rows.map(_read_images, fn_args=[everywhere], num_cpus=0, concurrency=_READERS * workers)
+                rows = rows.map(
+                    _AnnotateShard,
+                    fn_constructor_args=[everywhere, plan.generations],
+                    compute=compute,
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
+                )
+                # Closed, the workers are ended before the folder is free for another run.
+                with contextlib.closing(iter(rows.iter_rows())) as told:
+                    for row in told:
+                        if row["unavailable"] is not None:
+                            raise EngineUnavailable(row["unavailable"])
+                        if progress is not None:
+                            progress.update(**{key: row[key] for key in _COUNTS})
         return finish_run(settings, folder, plan)
+
+
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Connects to a cluster, where that is not done, and leaves it again."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        # A cluster for one run, on this machine: it serves no pages and tells nobody.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(include_dashboard=False)
+    else:
+        ray.init(address=address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _read_images(row: dict[str, Any], settings: LongGritSettings) -> dict[str, Any]:

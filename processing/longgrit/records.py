@@ -172,6 +172,10 @@ class Rejected(Exception):
         stage: Name of the stage.
         reason: Short name, counted in the report, such as `"inconsistent"`.
         detail: What was wrong, with the text that was rejected.
+
+    Example:
+        >>> Rejected("verify", "inconsistent", "The vase is blue, not red.").reason
+        'inconsistent'
     """
 
     def __init__(self, stage: str, reason: str, detail: str):
@@ -185,6 +189,15 @@ class ImageWork:
     Args:
         source: The image.
         read: Gives the bytes of its file.
+
+    Example:
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> Image.new("RGB", (40, 30)).save(file, "PNG")
+        >>> region = SourceRegion("1#0", (0.0, 0.0, 20.0, 10.0), mask_source="box")
+        >>> work = ImageWork(SourceImage("1", "1.png", {"path": "1.png"}, 40, 30, (region,)), file.getvalue)
+        >>> work.picture().size, int(work.mask(region).sum())
+        ((40, 30), 200)
     """
 
     def __init__(self, source: SourceImage, read: Callable[[], bytes]):

@@ -27,7 +27,7 @@ from .records import ImageWork, Rejected, SourceRegion
 
 # Regions that the source stage dropped for what they are; the rest of the dropped ones still are things in the photo.
 _NO_THING = ("crowd", "duplicate_mask", "low_score")
-_UNREADABLE = ("invalid_mask", "empty_mask", "invalid_box")
+_UNREADABLE = ("malformed_mask", "malformed_box", "empty_mask", "empty_box")
 
 # Heads of phrases that are not what their last letters say.
 _PAIRS = frozenset(

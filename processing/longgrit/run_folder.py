@@ -83,6 +83,11 @@ class RunFolder:
         """What the source stage wrote of a shard."""
         return self.path / "source" / f"{number:05d}.jsonl"
 
+    def accepted_by_source(self, number: int) -> int:
+        """Regions of a shard that are annotated, as the first line of its manifest says."""
+        with open(self.manifest(number), encoding="utf-8") as file:
+            return json.loads(next(file))["accepted"]
+
     def read_state(self, number: int) -> dict[str, Any] | None:
         """What `write_state` wrote, or `None` for a shard that is not done."""
         try:
@@ -97,10 +102,6 @@ class RunFolder:
     def remove_state(self, number: int) -> None:
         """Marks a shard as not done, before its files are written anew."""
         (self.path / "shards" / f"{number:05d}.json").unlink(missing_ok=True)
-
-    def states(self) -> list[int]:
-        """Numbers of the shards that are done."""
-        return sorted(int(path.stem) for path in (self.path / "shards").glob("[0-9]*.json"))
 
     def write_settings(self, settings: LongGritSettings) -> None:
         """Writes `run/settings.yaml`: the settings, without anything that is or looks like a secret."""

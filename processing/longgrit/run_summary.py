@@ -94,6 +94,27 @@ def merge_summaries(summaries: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return _sorted(merged)
 
 
+def check_ended(result: ImageResult) -> dict[str, RegionResult]:
+    """Results of an image's regions by their identifier.
+
+    Raises:
+        ValueError: If they are not one for each region that the source stage left in; names those that differ.
+
+    Example:
+        >>> check_ended(ImageResult(SourceImage("7", "7.jpg", {"path": "7.jpg"}, 8, 8), []))
+        {}
+    """
+    awaited = sorted(region.region_id for region in result.image.regions if region.dropped is None)
+    ended = sorted(end.region_id for end in result.regions)
+    if awaited != ended:
+        odd = sorted((Counter(awaited) - Counter(ended)) + (Counter(ended) - Counter(awaited)))
+        raise ValueError(
+            f"image {result.image.image_id!r} has {len(awaited)} regions to describe and {len(ended)} results; these have "
+            f"none, or more than one, or are not its own: {odd[:10]}."
+        )
+    return {end.region_id: end for end in result.regions}
+
+
 def _empty() -> dict[str, Any]:
     numbers = ("images", "images_written", "regions", "accepted", "hard_negatives", "captions", "long_captions")
     mappings = ("source_errors", "rejected", "stages", "models", "prompts", "mask_sources", "licences")
@@ -111,7 +132,7 @@ def _empty() -> dict[str, Any]:
 
 def _add_image(summary: dict[str, Any], result: ImageResult, seed: int) -> None:
     image = result.image
-    ended = {region.region_id: region for region in result.regions}
+    ended = check_ended(result)
     # The captions of an image are asked for once, for all of its regions.
     of_image = {entry.stage for entry in result.provenance}
     for entry in result.provenance:
@@ -122,11 +143,9 @@ def _add_image(summary: dict[str, Any], result: ImageResult, seed: int) -> None:
             dropped = RegionResult(region.region_id, region.dropped, "source", "left out by the source's filters")
             _add_region(summary, image, region, dropped, set(), seed)
         else:
-            end = ended.pop(region.region_id)
+            end = ended[region.region_id]
             accepted += end.reason is None
             _add_region(summary, image, region, end, of_image, seed)
-    if ended:
-        raise ValueError(f"image {image.image_id!r} has results of regions {sorted(ended)}, which it does not have.")
     if accepted:
         summary["images_written"] += 1
         summary["captions"] += len(result.captions)

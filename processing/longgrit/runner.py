@@ -14,12 +14,11 @@ from .dataset_card import write_card
 from .engines import Engine, EngineUnavailable
 from .pipeline import ShardAnnotator
 from .prompts import Prompt, load_prompt
-from .records import SourceImage
 from .run_folder import RunFolder
 from .run_report import write_report
 from .run_summary import merge_summaries
 from .source_stage import manifest_shards, read_manifest_shard, run_source_stage
-from .sources import Source, SourceError, open_image_store
+from .sources import Source, open_image_store
 
 
 logger = logging.getLogger(__name__)
@@ -75,6 +74,18 @@ def run_pipeline(
         RuntimeError: If another process works on the same folder.
         ValueError: If the folder was begun with another source, or a limited run would leave shards in it that were made
             with other settings.
+
+    Example:
+        >>> import tempfile
+        >>> settings = LongGritSettings(
+        ...     output_dir=tempfile.mkdtemp(),
+        ...     source={"format": "folder", "path": "examples/data/coco_regions/heldout.jsonl"},
+        ...     engine="rules",
+        ...     output={"images_per_shard": 1},
+        ... )
+        >>> summary = run_pipeline(settings, limit=1)
+        >>> summary["images"], summary["accepted"] > 0
+        (1, True)
     """
     folder = RunFolder(settings.output_dir)
     with folder.lock():
@@ -98,7 +109,7 @@ def plan_run(
 ) -> RunPlan:
     """Runs the source stage and finds which shards are left to annotate; arguments as those of `run_pipeline`."""
     prompts = load_prompts(settings)
-    run_source_stage(settings, limit=limit, source=source)
+    run_source_stage(settings, limit=limit, source=source, progress=progress)
     generations = folder.generations(repeat)
     plan = RunPlan([], [], 0, 0, prompts, generations)
     hashes = {name: prompt.hash for name, prompt in prompts.items()}
@@ -114,7 +125,7 @@ def plan_run(
                 stale.append(number)
             continue
         plan.shards.append(number)
-        regions = state["regions"] if same else _count_regions(read_manifest_shard(settings.output_dir, number))
+        regions = folder.accepted_by_source(number)
         plan.regions += regions
         if same and not (retry_failed and state["to_retry"]):
             plan.done += regions
@@ -193,10 +204,6 @@ async def _annotate(
     finally:
         for engine in own.values():
             await engine.close()
-
-
-def _count_regions(items: Iterable[SourceImage | SourceError]) -> int:
-    return sum(region.dropped is None for item in items if isinstance(item, SourceImage) for region in item.regions)
 
 
 def cause_of(group: BaseExceptionGroup) -> BaseException:

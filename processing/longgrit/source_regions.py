@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -73,17 +74,10 @@ def file_below(root: Path, path: str) -> ImagePlace:
     Raises:
         BadImage: If it is missing.
     """
-    if not is_file(root / path):
+    # Not an error of the file system either, as for a name of a thousand characters.
+    if not os.path.isfile(root / path):
         raise BadImage("missing_image", f"{root / path} is not a file; check source.image_root.")
     return ImagePlace(path, {"path": path}, root / path)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; not where the file system has no such names, as of a thousand characters."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def masked_region(region_id: str, mask: Any, height: int, width: int, **facts: Any) -> SourceRegion:

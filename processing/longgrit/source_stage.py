@@ -74,10 +74,9 @@ def run_source_stage(
 
     A shard is there as a whole or not at all. A later call goes on behind the last one, and the manifest is the same,
     byte for byte, however often it was stopped and however many threads decode. One process at a time may write to a
-    folder; `run_pipeline` sees to that. Images are decoded only where
-    `filters.hash_distance` is set or SAM 2 needs them. Regions whose image cannot be read are dropped as
-    `"unreadable_image"`, near duplicates of the crop of an earlier region, in whichever image, as `"duplicate_crop"`; the
-    other reasons are those of `filter_regions` and of the source.
+    folder; `run_pipeline` sees to that. Images are decoded only where `filters.hash_distance` is set or SAM 2 needs them.
+    Regions whose image cannot be read are dropped as `"unreadable_image"`, near duplicates of the crop of an earlier
+    region, in whichever image, as `"duplicate_crop"`; the other reasons are those of `filter_regions` and of the source.
 
     Args:
         settings: Of the run; `output_dir`, `source`, `filters` and `output.images_per_shard` are read.

@@ -47,7 +47,24 @@ class SourceError:
 
 
 class Source(Protocol):
-    """Images with regions by position. The same position always gives the same."""
+    """Images with regions by position. The same position always gives the same. `run_pipeline(source=...)` takes any.
+
+    Example:
+        >>> from processing_pixclip.longgrit import SourceRegion
+        >>> class OnePhoto:
+        ...     def __len__(self):
+        ...         return 1
+        ...
+        ...     def fingerprint(self):
+        ...         return "0" * 32
+        ...
+        ...     def read(self, start, stop):
+        ...         for _ in range(start, stop):
+        ...             region = SourceRegion("1#0", (0.0, 0.0, 20.0, 10.0), mask_source="box", category="dog")
+        ...             yield SourceImage("1", "1.jpg", {"path": "1.jpg"}, 40, 30, (region,))
+        >>> next(OnePhoto().read(0, 1)).regions[0].category
+        'dog'
+    """
 
     def __len__(self) -> int:
         """Number of positions."""

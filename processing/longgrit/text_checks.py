@@ -18,7 +18,7 @@ _OTHER_SCRIPT = re.compile(r"[\u0370-\u1dff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufe
 _LETTER = re.compile(r"[^\W\d_]")
 
 _MARKUP = (
-    (re.compile(r"```|`[^`]+`"), "code marks"),
+    (re.compile(r"`{3}|`[^`]+`"), "code marks"),
     (re.compile(r"\*\*|(?:^|\s)__?\w[^_]*_(?:\s|$)"), "marks of bold or italic text"),
     (re.compile(r"^\s{0,3}#{1,6}\s", re.MULTILINE), "a heading"),
     (re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s", re.MULTILINE), "a list"),
@@ -45,7 +45,18 @@ _TASK_PARTS = (
     "as an ai", "assistant", "model", "i'm ", "i am ", "i can", "i apolog", "i do", "caption", "description", "note", "bounding box",
     "segmentation mask", "masked", "cropped", "in red", "the red ", "red outline", "red contour",
 )  # fmt: skip
-_TASK_BEGINNINGS = ("sure", "certainly", "of course", "okay", "here", "description", "caption", "answer", "text", "rewrite")
+_TASK_BEGINNINGS = (
+    "sure",
+    "certainly",
+    "of course",
+    "okay",
+    "here",
+    "description",
+    "caption",
+    "answer",
+    "text",
+    "rewrite",
+)
 _UNFINISHED = re.compile(r"(?:[,;:(\[–—-]|\b(?:a|an|the|and|or|of|with|in|on|at|to|from|its|is|are))$", re.IGNORECASE)
 _SAME_AGAIN = re.compile(r"\b(\w+)(?:\W+\1\b){3}|([^\W\d])\2{5}|(.)\3{11}", re.IGNORECASE)
 
@@ -135,6 +146,7 @@ def check_form(text: str) -> None:
         found = pattern.search(text)
         if found:
             raise AnswerRefused("markup", f"The text holds {name}, {found[0].strip()!r:.60}; write plain sentences.")
+    text = text.replace("’", "'")
     lower = text.casefold()
     suspicious = lower.startswith(_TASK_BEGINNINGS) or any(part in lower for part in _TASK_PARTS)
     found = _ABOUT_THE_TASK.search(text) if suspicious else None

@@ -92,7 +92,8 @@ class TransformersEngine:
     async def close(self) -> None:
         """Ends the thread, and frees the models. An answer that is being written ends there."""
         self._closed.set()
-        self._waiting.clear()
+        for _, future in self._waiting:
+            future.cancel()
         if self._worker is not None:
             await asyncio.wait([self._worker])
         self._thread.shutdown()
