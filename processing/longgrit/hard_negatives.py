@@ -74,8 +74,8 @@ class HardNegatives:
         >>> asker = Asker(settings, engines, prompts)
         >>> asyncio.run(Fuse(asker, settings)(work))
         >>> asyncio.run(HardNegatives(asker, settings)(work))
-        >>> len(work.hard_negatives)
-        10
+        >>> len(work.hard_negatives), work.text in work.hard_negatives
+        (6, False)
     """
 
     name = "hard_negatives"
