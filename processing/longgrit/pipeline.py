@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from PIL import Image
@@ -30,8 +32,44 @@ from .stages import Stage, build_stages
 RETRIED_REASONS = ("request_failed", "unreadable_image")
 
 
+# What decoded pictures may take, of all images that are worked on: hundreds of small photos, or ten of 12 megapixels.
+_PICTURE_BYTES = 512 * 2**20
+
+
+class PictureBudget:
+    """Drops the decoded pictures that nobody has looked at for longest where all of them take too much memory.
+
+    Args:
+        limit: Bytes. The picture that was looked at last is kept even if it takes more.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._lock = threading.Lock()
+        # The one looked at last is the last.
+        self._sizes: WeakKeyDictionary[ImageWork, int] = WeakKeyDictionary()
+
+    def looked_at(self, work: ImageWork) -> None:
+        """Tells that the picture is decoded, and drops others where that is too much."""
+        with self._lock:
+            self._sizes.pop(work, None)
+            # Pillow takes four bytes a pixel for RGB.
+            self._sizes[work] = 4 * work.source.width * work.source.height
+            *others, _ = self._sizes.items()
+            excess = sum(self._sizes.values()) - self._limit
+            for other, size in others:
+                if excess <= 0:
+                    break
+                other.drop_picture()
+                del self._sizes[other]
+                excess -= size
+
+
+_budget = PictureBudget(_PICTURE_BYTES)
+
+
 class CheckedImage(ImageWork):
-    """An image whose unreadable file or mask rejects the regions that need it.
+    """An image whose unreadable file or mask rejects the regions that need it, and whose picture may be dropped.
 
     The source stage has read most files, but a file may be gone or damaged since, and a run must not end for it.
     """
@@ -54,9 +92,11 @@ class CheckedImage(ImageWork):
             Rejected: If it cannot be read, or is not of the size that the source says.
         """
         try:
-            return super().picture()
+            picture = super().picture()
         except (OSError, ValueError) as error:
             raise Rejected("source", "unreadable_image", f"{type(error).__name__}: {error}") from error
+        _budget.looked_at(self)
+        return picture
 
     def mask(self, region: SourceRegion) -> np.ndarray:
         """The region's mask.
@@ -101,7 +141,7 @@ async def annotate_image(
         try:
             await _run(stages["image_caption"], whole)
         except Rejected as error:
-            rejected = error
+            rejected = _without_frames(error)
         result.captions, result.long_captions = whole.captions, whole.long_captions
         result.provenance = whole.provenance
 
@@ -123,13 +163,11 @@ async def annotate_image(
 
 async def _annotate_region(work: RegionWork, stages: Mapping[str, Stage], rejected: Rejected | None) -> RegionResult:
     try:
-        if rejected is not None:
-            raise rejected
         for name, stage in stages.items():
-            if name in REGION_STAGES:
+            if name in REGION_STAGES and rejected is None:
                 await _run(stage, work)
     except Rejected as error:
-        rejected = error
+        rejected = _without_frames(error)
     ended = RegionResult(
         work.item_id,
         object_text=work.object_text,
@@ -141,6 +179,11 @@ async def _annotate_region(work: RegionWork, stages: Mapping[str, Stage], reject
     if rejected is not None:
         ended.reason, ended.stage, ended.detail = rejected.reason, rejected.stage, rejected.detail
     return ended
+
+
+def _without_frames(error: Rejected) -> Rejected:
+    """The error without its traceback, which holds itself and the image in memory for as long as no garbage is looked for."""
+    return error.with_traceback(None)
 
 
 async def _run(stage: Stage, work: RegionWork) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..region_records import open_stored_image
-from ..regions import box_to_mask, to_mask
+from ..regions import box_to_mask, mask_runs
 
 
 MASK_SOURCES = ("annotation", "sam2", "box")
@@ -184,7 +184,10 @@ class Rejected(Exception):
 
 
 class ImageWork:
-    """An image while its regions are worked on; decoded once, when a stage first looks at it, by whichever thread.
+    """An image while its regions are worked on; decoded when a stage first looks at it, by whichever thread.
+
+    Of a large photo the picture takes 50 MB and a mask 12 MB, and many images are worked on at the same time. So masks are
+    made anew for whoever asks, and a picture that was dropped is decoded again.
 
     Args:
         source: The image.
@@ -205,7 +208,6 @@ class ImageWork:
         self._read = read
         self._lock = threading.RLock()
         self._picture: Image.Image | None = None
-        self._masks: dict[str, np.ndarray] = {}
         self.views: dict[Any, bytes] = {}
 
     def file_content(self) -> bytes:
@@ -219,29 +221,39 @@ class ImageWork:
             ValueError: If it cannot be read or is not of the size that the source says.
         """
         with self._lock:
-            if self._picture is None:
+            picture = self._picture
+            if picture is None:
                 size = (self.source.width, self.source.height)
-                self._picture = open_stored_image(self._read(), f"image {self.source.image_id!r}", size)
-            return self._picture
+                picture = open_stored_image(self._read(), f"image {self.source.image_id!r}", size)
+                self._picture = picture
+            return picture
+
+    def drop_picture(self) -> None:
+        """Frees the decoded image; it is decoded again if somebody asks."""
+        self._picture = None
 
     def mask(self, region: SourceRegion) -> np.ndarray:
-        """The region's mask, bool of shape (height, width); its box where it has no mask."""
-        with self._lock:
-            if region.region_id not in self._masks:
-                size = (self.source.height, self.source.width)
-                name = f"mask of region {region.region_id!r}"
-                mask = box_to_mask(region.box, *size) if region.mask is None else to_mask(region.mask, *size, name)
-                self._masks[region.region_id] = mask >= 0.5
-            return self._masks[region.region_id]
+        """The region's mask, bool of shape (height, width); its box where it has no mask.
+
+        Raises:
+            ValueError: If it is malformed, empty or not of the size of the image.
+        """
+        height, width = self.source.height, self.source.width
+        if region.mask is None:
+            return box_to_mask(region.box, height, width) >= 0.5
+        name = f"mask of region {region.region_id!r}"
+        runs = mask_runs(region.mask, height, width, name)
+        if not runs[1::2].any():
+            raise ValueError(f"{name} is empty: not one of its {height}x{width} pixels is set.")
+        # Not by `to_mask`, which takes four bytes a pixel on the way.
+        return np.ascontiguousarray(np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T)
 
     def forget(self, region: SourceRegion) -> None:
-        """Frees what is kept of a region that has ended; it is made anew if somebody asks."""
-        with self._lock:
-            self._masks.pop(region.region_id, None)
-            # A copy: other threads add views of other regions meanwhile.
-            for key in tuple(self.views):
-                if key[0] == region.region_id:
-                    del self.views[key]
+        """Frees the views of a region that has ended; they are drawn anew if somebody asks."""
+        # A copy: other threads add views of other regions meanwhile.
+        for key in tuple(self.views):
+            if key[0] == region.region_id:
+                self.views.pop(key, None)
 
 
 @dataclass(slots=True)

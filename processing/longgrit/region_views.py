@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import threading
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -26,6 +28,9 @@ _MAX_ASPECT = 3.0
 _MIN_SIDE = 28
 _QUALITY = 90
 
+# Drawing takes up to 150 MB with a large photo.
+_drawing = threading.Semaphore(min(4, os.cpu_count() or 1))
+
 _LINE = (255, 0, 0)
 _HALO = (255, 255, 255)
 _LIGHT, _DARK = (236, 236, 236), (48, 48, 48)
@@ -36,7 +41,8 @@ def render_view(work: RegionWork, name: str, side: int = 768) -> bytes:
 
     All are in the colours and the orientation of the image as stored, which is the one that masks are drawn on. Small
     ones are enlarged to 384 pixels, at most eightfold. Drawn lines are red with a white rim, so that they stand
-    out from any background, and lie outside of what they surround.
+    out from any background, and lie outside of what they surround. At most four are drawn at the same time, in whichever
+    threads.
 
     Args:
         work: The region. Views are kept in `work.image.views`, for as long as that image is worked on.
@@ -72,9 +78,14 @@ def render_view(work: RegionWork, name: str, side: int = 768) -> bytes:
             f"view {name!r} shows a region, but the work on {work.item_id!r} has none; accepted is 'image'."
         )
     key = (None if name == "image" else work.item_id, name, side)
-    content = work.image.views.get(key)
+    views = work.image.views
+    content = views.get(key)
     if content is None:
-        content = work.image.views[key] = _to_jpeg(_draw(work, name, side))
+        with _drawing:
+            # Another region may have asked for the whole image meanwhile.
+            content = views.get(key)
+            if content is None:
+                content = views[key] = _to_jpeg(_draw(work, name, side))
     return content
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 _In, _Out = TypeVar("_In"), TypeVar("_Out")
 
 # Raised when the same source and settings give another manifest than before.
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 # Settings that the manifest does not hang on.
 _NOT_COMPARED = {"sam2_device"}
 _THREADS = min(8, os.cpu_count() or 1)
@@ -77,6 +78,8 @@ def run_source_stage(
     folder; `run_pipeline` sees to that. Images are decoded only where `filters.hash_distance` is set or SAM 2 needs them.
     Regions whose image cannot be read are dropped as `"unreadable_image"`, near duplicates of the crop of an earlier
     region, in whichever image, as `"duplicate_crop"`; the other reasons are those of `filter_regions` and of the source.
+    Answers and texts are kept by identifier, so an image whose `image_id` an earlier one has is an error, as
+    `"duplicate_image_id"`, and one with two regions of the same `region_id` as `"duplicate_region_id"`.
 
     Args:
         settings: Of the run; `output_dir`, `source`, `filters` and `output.images_per_shard` are read.
@@ -111,19 +114,25 @@ def run_source_stage(
     index = None if distance is None else HashIndex(distance)
     summary = SourceSummary()
     total, size = len(source), settings.output.images_per_shard
-    earlier = []
+    # Exact hashes: a million of them take 10 MB.
+    image_ids = HashIndex(0)
+    earlier, earlier_ids = [], []
     for number in range(manifest_shards(settings.output_dir)):
         header = _read_header(folder, number)
         _count(summary, header)
         earlier.append(base64.b64decode(header["hashes"]))
+        earlier_ids.append(base64.b64decode(header["image_ids"]))
+    image_ids.extend(np.frombuffer(b"".join(earlier_ids), dtype="<u8"))
     if index is not None:
         index.extend(np.frombuffer(b"".join(earlier), dtype="<u8"))
     with contextlib.closing(_Preparation(settings, open_image_store(settings.source))) as preparation:
         while summary.shards * size < total and (limit is None or summary.accepted < limit):
             start = summary.shards * size
-            items = source.read(start, min(start + size, total))
-            prepared = preparation(items)
-            header, lines = _make_shard(prepared, index)
+            added_ids: list[int] = []
+            items = _unique(source.read(start, min(start + size, total)), start, image_ids, added_ids)
+            header, lines = _make_shard(preparation(items), index)
+            # A later call needs them to know images that come again.
+            header["image_ids"] = _packed(added_ids)
             _check_length(lines, start, min(start + size, total))
             with open_atomic(_manifest_path(folder, summary.shards)) as file:
                 file.write("\n".join([json.dumps(header), *lines, ""]).encode())
@@ -300,8 +309,42 @@ def _make_shard(
         header["regions"] += len(regions)
         lines.append(json.dumps({"image": dataclasses.replace(item, regions=tuple(regions)).to_json()}))
     # A later call needs them to know duplicates of these crops.
-    header["hashes"] = base64.b64encode(np.array(added, dtype="<u8").tobytes()).decode()
+    header["hashes"] = _packed(added)
     return header, lines
+
+
+def _packed(hashes: list[int]) -> str:
+    return base64.b64encode(np.array(hashes, dtype="<u8").tobytes()).decode()
+
+
+def _unique(
+    items: Iterable[SourceImage | SourceError], start: int, image_ids: HashIndex, added: list[int]
+) -> Iterator[SourceImage | SourceError]:
+    """Makes errors of images whose identifiers would give equal requests for what is not equal; notes the others."""
+    for position, item in enumerate(items, start):
+        if isinstance(item, SourceError):
+            yield item
+            continue
+        value = int.from_bytes(hashlib.blake2b(item.image_id.encode(), digest_size=8).digest(), "little")
+        counts = Counter(region.region_id for region in item.regions)
+        repeated = next((name for name, times in counts.items() if times > 1), None)
+        if image_ids.near(value):
+            reason = "duplicate_image_id"
+            detail = (
+                f"image_id {item.image_id!r:.200} is that of an earlier image of the source; each must have its own."
+            )
+        elif repeated is not None:
+            reason = "duplicate_region_id"
+            detail = f"{counts[repeated]} regions have the region_id {repeated!r:.200}; each must have its own."
+        else:
+            image_ids.add(value)
+            added.append(value)
+            yield item
+            continue
+        # The path as the data gives it, and with it the tar or parquet file that holds it.
+        holder = item.location.get("tar") or item.location.get("parquet")
+        file = item.file if holder is None else f"{item.file} in {holder}"
+        yield SourceError(f"position {position} of the source, {file}", reason, detail, item.image_id)
 
 
 def _check_length(lines: list[str], start: int, stop: int) -> None:
