@@ -4,6 +4,7 @@
 import dataclasses
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import signal
@@ -233,6 +234,54 @@ def test_the_manifest_does_not_hang_on_which_thread_is_first(tmp_path, monkeypat
     many = settings_for(tmp_path, "many", shard=20, filters=filters)
     run_source_stage(many, source=source)
     assert manifest_bytes(many) == manifest_bytes(one)
+
+
+# ------------------------------------------------------------------------------------------------ identifiers
+
+
+@pytest.mark.parametrize("filters", [{"hash_distance": None}, {"hash_distance": 4}])
+def test_an_image_id_that_comes_again_is_an_error_in_whichever_shard_and_after_a_stop(tmp_path, filters):
+    source = photos_with_copies(tmp_path, count=14)
+    source.items[5] = dataclasses.replace(source.items[3], file="again.jpg")
+    source.items[13] = dataclasses.replace(source.items[1], location={"tar": "7.tar", "offset": 512, "size": 9})
+    # The first with this identifier could not be used, so it is free.
+    source.items[6] = source_image(4, box(1, 1, 60, 60))
+    whole, parts = settings_for(tmp_path, "whole", filters=filters), settings_for(tmp_path, "parts", filters=filters)
+    summary = run_source_stage(whole, source=source)
+    assert summary.errors == {"missing_image": 1, "duplicate_image_id": 2} and summary.images == 11
+    items = manifest(whole)
+    found = {n: item for n, item in enumerate(items) if isinstance(item, SourceError)}
+    assert found.keys() == {4, 5, 13}
+    assert [found[n].where for n in (5, 13)] == [
+        "position 5 of the source, again.jpg",
+        "position 13 of the source, 1.jpg in 7.tar",
+    ]
+    assert (found[5].image_id, found[5].reason) == ("3", "duplicate_image_id") and "'3'" in found[5].detail
+    limit = 0
+    while not run_source_stage(parts, limit=limit, source=source).complete:
+        limit += 2
+    assert manifest_bytes(parts) == manifest_bytes(whole)
+
+
+def test_lines_that_repeat_an_image_id_are_counted_and_every_region_id_is_there_once(tmp_path):
+    photo(0).save(tmp_path / "a.jpg")
+    lines = [{"image": "a.jpg", "image_id": n, "regions": [{"box": [1, 1, 60, 60]}]} for n in ("1", "2", "1", "2")]
+    (tmp_path / "regions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = settings_for(tmp_path)
+    assert run_source_stage(settings).errors == {"duplicate_image_id": 2}
+    images = [item for item in manifest(settings) if isinstance(item, SourceImage)]
+    assert [region.region_id for image in images for region in image.regions] == ["1#0", "2#0"]
+
+
+def test_an_image_with_a_region_id_twice_is_an_error_and_leaves_its_own_id_free(tmp_path):
+    twice = source_image(1, box(1, 1, 60, 60), box(30, 1, 90, 60))
+    twice = dataclasses.replace(
+        twice, regions=(twice.regions[0], dataclasses.replace(twice.regions[1], region_id="1#0"))
+    )
+    settings = settings_for(tmp_path)
+    summary = run_source_stage(settings, source=ListSource([twice, source_image(1, box(1, 1, 60, 60))]))
+    assert summary.errors == {"duplicate_region_id": 1} and summary.accepted == 1
+    assert "2 regions have the region_id '1#0'" in manifest(settings)[0].detail
 
 
 # ------------------------------------------------------------------------------------------------ stops

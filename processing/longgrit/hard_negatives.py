@@ -147,6 +147,7 @@ class RewriteCheck:
         self.nouns = find_kept_nouns(self.text, category, phrase, work.object_text, english)
         self.kept: list[str] = []
         self._plain = plain_words(self.text)
+        self._times = [len(noun.find(self._plain)) for noun in self.nouns]
         self._words = _same_meaning(self._plain)
         self._counts = Counter(self._words)
         self._known: dict[tuple[str, ...], str] = {tuple(self._words): "the description itself"}
@@ -179,39 +180,35 @@ class RewriteCheck:
         key = tuple(words)
         if key in self._known:
             return f"it says the same as {self._known[key]}"
-        problem = self._problem_of_noun(plain) or self._problem_of_size(words) or self._problem_of_change(text, words)
+        problem = self._problem_of_noun(plain) or self._problem_of_words(text, words)
         if problem is None:
             self.kept.append(text)
             self._known[key] = f"copy {len(self.kept)} of the good ones"
         return problem
 
     def _problem_of_noun(self, plain: list[str]) -> str | None:
-        for noun in self.nouns:
-            before, after = noun.count(self._plain), noun.count(plain)
-            if after < before:
-                times = "is gone" if after == 0 else f"is there {after} times, not {before}"
+        for noun, before in zip(self.nouns, self._times):
+            found = noun.find(plain)
+            if len(found) < before:
+                times = f"is there {len(found)} times, not {before}" if found else "is gone"
                 return f"the object's noun {noun.word!r} {times}; keep the object and change an attribute"
-            if abs(noun.find(plain) - noun.position) > _MOST_MOVED:
+            if abs(found[0] - noun.position) > _MOST_MOVED:
                 return f"the object's noun {noun.word!r} is in another place; keep the order of the description"
         return None
 
-    def _problem_of_size(self, words: list[str]) -> str | None:
+    def _problem_of_words(self, text: str, words: list[str]) -> str | None:
         length = len(self._words)
         slack = max(_LENGTH_SLACK[0], int(_LENGTH_SLACK[1] * length))
         if abs(len(words) - length) > slack:
             return f"it has {len(words)} words and the description {length}; copy all but the changed words"
         most = min(_MOST_CHANGED_WORDS, max(_MOST_CHANGED[0], int(_MOST_CHANGED[1] * length)))
-        added, removed = _difference(words, self._words, self._counts)
+        added, removed = _difference(Counter(words), self._counts)
         changed = max(len(added), len(removed))
         if not changed:
             # The same words in another order: two attributes that changed places.
             changed = sum(new != old for new, old in zip(words, self._words))
         if changed > most:
             return f"{changed} words differ from the description, at most {most} may; change one attribute only"
-        return None
-
-    def _problem_of_change(self, text: str, words: list[str]) -> str | None:
-        added, removed = _difference(words, self._words, self._counts)
         differing = {*added, *removed}
         if differing and differing <= _EMPTY_WORDS:
             return f"only {', '.join(sorted(differing))} differ, which changes no attribute"
@@ -250,11 +247,11 @@ def _same_meaning(words: list[str]) -> list[str]:
     return [_SAME_MEANING.get(word, word) for word in words]
 
 
-def _difference(words: list[str], others: list[str], counts_of_others: Counter) -> tuple[list[str], list[str]]:
+def _difference(counts: Counter, others: Counter) -> tuple[list[str], list[str]]:
     """Words that are in the first text only and in the second only, as often as they are."""
-    counts = Counter(words)
-    added = [word for word, count in counts.items() for _ in range(count - counts_of_others[word])]
-    removed = [word for word, count in counts_of_others.items() for _ in range(count - counts[word])]
+    differing = sorted({word for word, _ in counts.items() ^ others.items()})
+    added = [word for word in differing for _ in range(counts[word] - others[word])]
+    removed = [word for word in differing for _ in range(others[word] - counts[word])]
     return added, removed
 
 

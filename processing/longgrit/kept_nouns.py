@@ -111,25 +111,16 @@ class KeptNoun:
     forms: frozenset[tuple[str, ...]]
     position: int
 
-    def count(self, words: Sequence[str]) -> int:
-        """How often it stands in a text, in any form.
+    def find(self, words: Sequence[str]) -> list[int]:
+        """Numbers of the last word of each of its occurrences in a text, in any form.
 
         Args:
             words: The words of the text, by `plain_words`.
         """
-        return len(self._ends(words))
-
-    def find(self, words: Sequence[str]) -> int:
-        """Number of the last word of its first occurrence; -1 if there is none.
-
-        Args:
-            words: The words of the text, by `plain_words`.
-        """
-        return next(iter(self._ends(words)), -1)
-
-    def _ends(self, words: Sequence[str]) -> list[int]:
         size = len(next(iter(self.forms)))
-        return [end for end in range(size - 1, len(words)) if tuple(words[end - size + 1 : end + 1]) in self.forms]
+        last = {form[-1] for form in self.forms}
+        ends = [end for end, word in enumerate(words) if word in last]
+        return ends if size == 1 else [end for end in ends if tuple(words[end - size + 1 : end + 1]) in self.forms]
 
 
 def plain_words(text: str) -> list[str]:

@@ -32,6 +32,8 @@ from .stages import Stage, build_stages
 RETRIED_REASONS = ("request_failed", "unreadable_image")
 
 
+# The built-in annotator keeps what it measured of each image that is worked on, pixels and masks, and does not wait.
+_IMAGES_OF_RULES = 8
 # What decoded pictures may take, of all images that are worked on: hundreds of small photos, or ten of 12 megapixels.
 _PICTURE_BYTES = 512 * 2**20
 
@@ -220,7 +222,8 @@ class ShardAnnotator:
         self.settings, self.folder, self.engines = settings, folder, engines
         self.prompts, self.generations, self.progress = prompts, generations, progress
         self._hashes = {name: prompt.hash for name, prompt in prompts.items()}
-        self._in_flight = asyncio.Semaphore(settings.images_in_flight)
+        most = settings.images_in_flight
+        self._in_flight = asyncio.Semaphore(min(most, _IMAGES_OF_RULES) if set(engines) == {"rules"} else most)
         self._commits = asyncio.Lock()
         self._last_commit = time.monotonic()
 

@@ -325,7 +325,8 @@ def _unique(
         if isinstance(item, SourceError):
             yield item
             continue
-        value = int.from_bytes(hashlib.blake2b(item.image_id.encode(), digest_size=8).digest(), "little")
+        name = item.image_id.encode(errors="surrogatepass")
+        value = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
         counts = Counter(region.region_id for region in item.regions)
         repeated = next((name for name, times in counts.items() if times > 1), None)
         if image_ids.near(value):
