@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pretraining_data import DATA_FORMATS, shards_of_dataset
+from pretraining_data import DATA_FORMATS, data_format_of, shards_of_dataset
 from transformers import HfArgumentParser, TrainingArguments
 
 from modeling_pixclip import CardDetails, get_objective_preset
@@ -230,8 +230,16 @@ def take_dataset(parser: HfArgumentParser, data: DataArguments) -> None:
     if data.dataset:
         try:
             data.train_file = shards_of_dataset(data.dataset)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             parser.error(f"--dataset: {error}")
+        found = data_format_of(data.train_file, "auto")
+        if data.data_format not in ("auto", found):
+            if data.data_format != parser.get_default("data_format"):
+                parser.error(
+                    f"--data_format is {data.data_format!r}, but --dataset {data.dataset!r} has {found} shards; leave it out."
+                )
+            # That of the configuration's own train_file.
+            data.data_format = "auto"
 
 
 def parse_arguments(

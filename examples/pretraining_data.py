@@ -4,6 +4,7 @@
 import copy
 import fnmatch
 import glob
+import json
 import logging
 import os
 import random
@@ -65,6 +66,7 @@ def shards_of_dataset(dataset: str) -> str:
 
     Raises:
         FileNotFoundError: If it is neither, or has no shards; says what is there.
+        ValueError: If it is a folder whose run has not ended.
     """
     patterns = ("data/*.parquet", "webdataset/*.tar")
     if os.path.isdir(dataset):
@@ -81,12 +83,31 @@ def shards_of_dataset(dataset: str) -> str:
                 f"can be read: {str(error).splitlines()[0]}"
             ) from error
     for pattern in patterns:
-        if fnmatch.filter(files, pattern):
+        shards = fnmatch.filter(files, pattern)
+        if shards:
+            if os.path.isdir(dataset):
+                _check_finished(Path(dataset) / os.path.dirname(pattern), shards)
             return f"{root}/{pattern}"
+    if os.path.isdir(dataset) and any(list(Path(dataset).glob(os.path.basename(pattern))) for pattern in patterns):
+        raise FileNotFoundError(
+            f"{dataset!r} holds the shards themselves; accepted is the folder around it, {str(Path(dataset).absolute().parent)!r}."
+        )
     raise FileNotFoundError(
         f"{dataset!r} has none of {' and '.join(patterns)}, which examples/build_longgrit.py writes, but "
         f"{', '.join(sorted(files)[:10]) or 'nothing'}. For other shards and files there is train_file."
     )
+
+
+def _check_finished(folder: Path, shards: list[str]) -> None:
+    """Raises an error if `sizes.json`, which a run writes at its end and takes away as it begins anew, is of other shards."""
+    listing = folder / "sizes.json"
+    listed = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
+    if sorted(listed) != sorted(map(os.path.basename, shards)):
+        raise ValueError(
+            f"{folder} holds {len(shards)} shards and sizes.json lists {len(listed)}: the run of examples/build_longgrit.py has "
+            f"not ended, and the shards may be of two runs. Start it again; or name them as train_file, "
+            f"'{folder}/*{os.path.splitext(shards[0])[1]}'."
+        )
 
 
 def open_training_data(

@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from .region_records import check_relative_path, is_text, open_stored_image
 from .regions import BOX_TOLERANCE, encloses_area, is_polygons, mask_runs, polygon_points
+
+
+# What tools write of an instance that has no more than a box.
+_NO_SEGMENTATION = (None, [], [[]])
 
 
 @dataclass(slots=True)
@@ -26,6 +31,8 @@ class CocoRegion:
         left_out: Why it is no region: `"crowd"`, `"empty"`, `"degenerate polygon"`, `"outside the photo"` or `"malformed"`;
             `None` if it is one.
         error: What is malformed.
+        box: The key "bbox" of an instance of which "segmentation" is missing, null, [] or [[]]; [x, y, width, height],
+            if it is well formed.
     """
 
     category: str | None
@@ -33,6 +40,7 @@ class CocoRegion:
     area: float = 0
     left_out: str | None = None
     error: ValueError | None = None
+    box: Any = None
 
 
 @dataclass(slots=True)
@@ -42,29 +50,33 @@ class CocoPhoto:
     Attributes:
         where: File and entry that list it.
         image_id: Its identifier, as text.
-        file_name: Name of its file.
+        file_name: Name of its file; where its entry has none, as in LVIS, the last folder and the name in its `coco_url`.
         width, height: Pixels.
         licence: Name of its licence, or the address of that.
         captions: Its captions.
         regions: Its instances, then its segments, those that are left out too.
         grouped: Categories of its crowds.
+        uncounted: Categories of which not every instance is annotated (LVIS's `not_exhaustive_category_ids`).
         panoptic: File of its panoptic map.
+        error: What is malformed of its entry; nothing else is known of it then.
     """
 
     where: str
     image_id: str
-    file_name: str
-    width: int
-    height: int
+    file_name: str = ""
+    width: int = 0
+    height: int = 0
     licence: str | None = None
     captions: list[str] = field(default_factory=list)
     regions: list[CocoRegion] = field(default_factory=list)
     grouped: set[str] = field(default_factory=set)
+    uncounted: tuple[str, ...] = ()
     panoptic: Path | None = None
+    error: ValueError | None = None
 
 
 class CocoAnnotations:
-    """Reads COCO's annotation files, but no image.
+    """Reads COCO's annotation files, or LVIS's, but no image.
 
     Regions of a photo are its instances; and from the panoptic file its stuff segments or, where the instances file does
     not list the photo, all its segments.
@@ -84,7 +96,7 @@ class CocoAnnotations:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is no such annotation file, or its lists of images or categories are malformed.
+        ValueError: If a file is no such annotation file, or its list of categories is malformed.
     """
 
     def __init__(
@@ -110,21 +122,24 @@ class CocoAnnotations:
     def _read_instances(self, path: Path) -> None:
         content = _read_coco(path, ("images", "annotations", "categories"))
         names = _category_names(content, path)
-        self._add_photos(content, path)
+        self._add_photos(content, path, names)
         for where, photo, annotation in self._entries(content, path):
             category = None
             try:
-                category_id, mask = _require(annotation, ("category_id", "segmentation"), where)
+                (category_id,) = _require(annotation, ("category_id",), where)
                 category = _look_up(names, category_id, where)
-                region = self._instance(photo, category, mask, bool(annotation.get("iscrowd")), where)
+                region = self._instance(photo, category, annotation, where)
             except ValueError as error:
                 region = CocoRegion(category, left_out="malformed", error=error)
+            if category is not None and annotation.get("segmentation") in _NO_SEGMENTATION:
+                region.box = annotation.get("bbox")
             photo.regions.append(region)
 
-    def _instance(self, photo: CocoPhoto, category: str, mask: Any, is_crowd: bool, where: str) -> CocoRegion:
-        if is_crowd:
+    def _instance(self, photo: CocoPhoto, category: str, annotation: Mapping[str, Any], where: str) -> CocoRegion:
+        if annotation.get("iscrowd"):
             photo.grouped.add(category)
-            return CocoRegion(category, mask, left_out="crowd")
+            return CocoRegion(category, annotation.get("segmentation"), left_out="crowd")
+        (mask,) = _require(annotation, ("segmentation",), where)
         left_out = None
         if isinstance(mask, list):
             mask, left_out = self._repair(mask, photo, f"{where}: segmentation")
@@ -168,7 +183,7 @@ class CocoAnnotations:
         names = _category_names(content, path)
         things = {category["id"] for category in content["categories"] if category.get("isthing", 1)}
         with_instances = set(self.photos)
-        self._add_photos(content, path)
+        self._add_photos(content, path, names)
         for where, photo, annotation in self._entries(content, path):
             try:
                 file_name, segments = _require(annotation, ("file_name", "segments_info"), where)
@@ -216,25 +231,41 @@ class CocoAnnotations:
                 else:
                     self.blank_captions += 1
 
-    def _add_photos(self, content: dict[str, Any], path: Path) -> None:
+    def _add_photos(self, content: dict[str, Any], path: Path, names: dict[int, str]) -> None:
         licences = {}
         for entry in content.get("licenses") or []:
             if isinstance(entry, Mapping) and isinstance(entry.get("id"), int):
                 licences[entry["id"]] = entry.get("name") or entry.get("url")
         for number, entry in enumerate(content["images"]):
             where = f"{path}: images[{number}]"
-            image_id, file_name, width, height = _require(entry, ("id", "file_name", "width", "height"), where)
-            _identifier(image_id, f"{where}: key 'id'")
-            _check(file_name, str, f"{where}: key 'file_name'", "a string")
-            for key, side in (("width", width), ("height", height)):
-                _check(side, int, f"{where}: key {key!r}", "a number of pixels")
-            if image_id not in self.photos and self._wanted(image_id):
-                licence = entry.get("license")
-                licence = licences.get(licence) if isinstance(licence, int) else None
-                self.photos[image_id] = CocoPhoto(where, str(image_id), file_name, width, height, licence)
+            try:
+                (image_id,) = _require(entry, ("id",), where)
+                _identifier(image_id, f"{where}: key 'id'")
+            except ValueError as error:
+                self.errors.append(error)
+                continue
+            if image_id in self.photos or not self._wanted(image_id):
+                continue
+            licence = entry.get("license")
+            licence = licences.get(licence) if isinstance(licence, int) else None
+            photo = self.photos[image_id] = CocoPhoto(where, str(image_id), licence=licence)
+            try:
+                photo.file_name = _file_name(entry, where)
+                photo.width, photo.height = _require(entry, ("width", "height"), where)
+                for key in ("width", "height"):
+                    _check(entry[key], int, f"{where}: key {key!r}", "a number of pixels")
+                if (partly := entry.get("not_exhaustive_category_ids")) is not None:
+                    _check(partly, list, f"{where}: key 'not_exhaustive_category_ids'", "a list of ids of categories")
+                    known = {names[category] for category in partly if isinstance(category, int) and category in names}
+                    photo.uncounted = tuple(sorted(known))
+            except ValueError as error:
+                photo.error = error
 
     def _entries(self, content: dict[str, Any], path: Path):
-        """Yields the annotations of wanted photos with their place and photo; notes those of no photo."""
+        """Yields the annotations of wanted photos with their place and photo; notes those of no photo.
+
+        Those of a photo that is malformed say nothing more of it.
+        """
         for number, annotation in enumerate(content["annotations"]):
             where = f"{path}: annotations[{number}]"
             try:
@@ -246,7 +277,8 @@ class CocoAnnotations:
             except ValueError as error:
                 self.errors.append(error)
                 continue
-            yield where, self.photos[image_id], annotation
+            if self.photos[image_id].error is None:
+                yield where, self.photos[image_id], annotation
 
     def _wanted(self, image_id: int) -> bool:
         return self._image_ids is None or image_id in self._image_ids
@@ -291,6 +323,14 @@ def _look_up(names: dict[int, str], category: Any, where: str) -> str:
     if _identifier(category, f"{where}: key 'category_id'") not in names:
         raise ValueError(f"{where}: key 'category_id' is {category}, which 'categories' does not list.")
     return names[category]
+
+
+def _file_name(entry: Mapping[str, Any], where: str) -> str:
+    if entry.get("file_name") is None and isinstance(entry.get("coco_url"), str):
+        return "/".join(urlsplit(entry["coco_url"]).path.strip("/").split("/")[-2:])
+    (name,) = _require(entry, ("file_name",), where)
+    _check(name, str, f"{where}: key 'file_name'", "a string")
+    return name
 
 
 def _panoptic_file(name: Any, folder: Path, where: str) -> Path:

@@ -121,6 +121,8 @@ class CocoRegionDataset(EpochDataset):
         bad: list[tuple[str, Exception, str | None]] = []
         self._photos: list[CocoPhoto] = []
         for photo in annotations.photos.values():
+            if photo.error is not None:
+                raise photo.error
             self._leave_out(photo, min_area_fraction)
             file = self.image_dir / photo.file_name
             if not file.is_file():

@@ -42,7 +42,7 @@ def indefinite_article(words: str) -> str:
     first = words.lower()
     if re.match(r"(uni(?!n)|use|usu|ute|eu|one\b|once\b)", first):
         return "a"
-    return "an" if re.match(r"([aeiou]|hour|honest|heir)", first) else "a"
+    return "an" if re.match(r"([aeiou]|hour|honest|heir|x-)", first) else "a"
 
 
 def _mass(**nouns: str) -> dict[str, Noun]:
@@ -50,6 +50,12 @@ def _mass(**nouns: str) -> dict[str, Noun]:
 
 
 def _plural(singular: str) -> str:
+    irregular = re.search(r"(?:^|[ -])(mouse|foot|tooth|goose)$", singular)
+    if irregular:
+        plural = {"mouse": "mice", "foot": "feet", "tooth": "teeth", "goose": "geese"}[irregular[1]]
+        return singular[: irregular.start(1)] + plural
+    if re.search(r"(?:^|[ -]|[a-z])(?:wo)?man$", singular) and not re.search(r"(?:hu|ger|ro)man$", singular):
+        return f"{singular[:-2]}en"
     if re.search(r"(s|sh|ch|x|z)$", singular):
         return f"{singular}es"
     if re.search(r"[^aeiou]y$", singular):
@@ -57,7 +63,7 @@ def _plural(singular: str) -> str:
     return f"{singular}s"
 
 
-# A stuff segment holds all of its kind in a photo, one tree or twenty: hence nouns that say neither.
+# Names of any source that do not read well or are no plain countable nouns.
 _NOUNS = {
     "person": Noun("person", "people"),
     "man": Noun("man", "men"),
@@ -65,18 +71,24 @@ _NOUNS = {
     "child": Noun("child", "children"),
     "sheep": Noun("sheep", "sheep"),
     "knife": Noun("knife", "knives"),
-    "mouse": Noun("computer mouse", "computer mice"),
     "scissors": Noun("pair of scissors", "pairs of scissors", before_of="pair of"),
     "skis": Noun("pair of skis", "pairs of skis", before_of="pair of"),
     "glasses": Noun("pair of glasses", "pairs of glasses", before_of="pair of"),
     "broccoli": Noun("piece of broccoli", "pieces of broccoli", before_of="piece of"),
     "orange": Noun("orange fruit", "orange fruits"),
     "tv": Noun("TV", "TVs"),
+    "hair drier": Noun("hair dryer", "hair dryers"),
+    "stairs": Noun("flight of stairs", "flights of stairs", before_of="flight of"),
+    **_mass(sand="sand", snow="snow", gravel="gravel", cardboard="cardboard", water="water", grass="grass", sky="sky"),
+}
+
+# What a name means in COCO only. A stuff segment holds all of its kind in a photo, one tree or twenty: hence nouns that
+# say neither.
+_COCO_NOUNS = {
+    "mouse": Noun("computer mouse", "computer mice"),
     "remote": Noun("remote control", "remote controls"),
     "sports ball": Noun("ball", "balls"),
     "tie": Noun("necktie", "neckties"),
-    "hair drier": Noun("hair dryer", "hair dryers"),
-    "stairs": Noun("flight of stairs", "flights of stairs", before_of="flight of"),
     "playingfield": Noun("playing field", "playing fields"),
     "railroad": Noun("railway track", "railway tracks"),
     "rug-merged": Noun("rug", "rugs"),
@@ -107,32 +119,42 @@ _NOUNS = {
         house="house facade",
         pillow="pillow fabric",
         blanket="blanket fabric",
-        sand="sand",
         sea="sea water",
-        snow="snow",
         river="river water",
-        gravel="gravel",
-        cardboard="cardboard",
         fruit="fruit",
         net="netting",
-        water="water",
-        grass="grass",
-        sky="sky",
     ),
 }
+# Those that no other source would use.
+_COCO_NAMES = frozenset(name for name in _COCO_NOUNS if re.search(r"-(?:merged|other|wood|tile)|[a-z]-blind", name))
 
 _DROPPED_PARTS = {"merged", "other", "stuff"}
+# "wall-brick" is a brick wall, but "t-shirt" no shirt t.
+_TURNED_ROUND = re.compile(
+    r"(?:wall|floor|ceiling)-(?:brick|concrete|marble|metal|panel|stone|tile|wood)\b", re.IGNORECASE
+)
 
 
-def noun_of(category: str | None) -> Noun:
+def has_name(category: str | None) -> bool:
+    """Whether a category name holds a letter or digit, so that `noun_of` can make a noun of it.
+
+    Example:
+        >>> has_name("dog"), has_name("_"), has_name(None)
+        (True, False, False)
+    """
+    return category is not None and re.search(r"[^\W_]", category) is not None
+
+
+def noun_of(category: str | None, coco: bool = True) -> Noun:
     """Turns a category name into a noun.
 
-    The COCO names that do not read well are in a table. Any other name is taken as a countable noun: "-merged",
-    "-other" and "-stuff" go, the parts around the remaining hyphens turn round ("wall-brick" is a brick wall) and
-    underscores become spaces.
+    The names that do not read well are in a table. Any other name is taken as a countable noun: "-merged", "-other" and
+    "-stuff" go, names of walls and floors turn round ("wall-brick" is a brick wall), underscores become spaces, and what
+    stands in brackets ("bow_(ribbons)") and punctuation at the ends go.
 
     Args:
         category: Name of the category; `None` is called an object.
+        coco: Whether the name is one of COCO's, where "mouse" is a computer mouse and "house" may be several.
 
     Returns:
         The noun.
@@ -143,16 +165,26 @@ def noun_of(category: str | None) -> Noun:
     Example:
         >>> [noun_of(name).phrase("grey") for name in ("wall-brick", "grass-merged", "scissors", None)]
         ['a grey brick wall', 'grey grass', 'a pair of grey scissors', 'a grey object']
+        >>> noun_of("mouse").singular, noun_of("mouse", coco=False).singular
+        ('computer mouse', 'mouse')
     """
     if category is None:
         return Noun("object", "objects")
-    name = " ".join(category.replace("_", " ").split())
-    if not re.search(r"\w", name):
+    if not has_name(category):
         raise ValueError(
             f"category {category!r} holds no letter or digit; give a name, or None for an unnamed object."
         )
-    if name.lower() in _NOUNS:
-        return _NOUNS[name.lower()]
+    name = category.replace("_", " ")
+    outside = re.sub(r"\([^()]*\)", " ", name)
+    name = " ".join((outside if has_name(outside) else name).split())
+    name = re.sub(r"^\W+|\W+$", "", name)
+    lower = name.lower()
+    if lower in _NOUNS:
+        return _NOUNS[lower]
+    if lower in _COCO_NOUNS and (coco or lower in _COCO_NAMES):
+        return _COCO_NOUNS[lower]
     parts = [part for part in name.split("-") if part and part not in _DROPPED_PARTS]
-    singular = " ".join(reversed(parts)) if parts else name
+    if not parts:
+        return Noun(name, _plural(name))
+    singular = " ".join(reversed(parts)) if _TURNED_ROUND.match(name) else "-".join(parts)
     return Noun(singular, _plural(singular))

@@ -178,7 +178,7 @@ class Checker:
             r"\b(?:is|seen|and) (above|below) and to (left|right) of (.+?)(?=, and |\.|$)": False,
             r"\b(?:is|seen|and) (above|below) ([^i].+?)(?=, and |\.|$)": False,
             r"\b(?:is|seen|and) to (left|right) of (.+?)(?=, and |\.|$)": False,
-            r"\b(?:is|seen|and) (touching|surrounded by|close to) (.+?)(?=, and |\.|$)": False,
+            r"\b(?:is|seen|and) (touching|next to|surrounded by|close to) (.+?)(?=, and |\.|$)": False,
             r"([\w ]+?) is (above|below) (?:it|\w+), to (left|right)": True,
             r"([\w ]+?) is (above|below) (?:it|\w+)(?=, and |\.|$)": True,
             r"([\w ]+?) is (all around|right next to|close by)\b": True,
@@ -301,7 +301,7 @@ class Checker:
                 for a, b in ((other_rows, self.rows), (other_columns, self.columns))
             ]
             return all(inside)
-        if direction in ("touching", "right next to"):
+        if direction in ("touching", "next to", "right next to"):
             grown = np.array(Image.fromarray(other).convert("L").filter(ImageFilter.MaxFilter(9))) > 0
             return (grown & self.mask).any()
         return {

@@ -16,6 +16,7 @@ from faulty_openai_server import running_server
 from longgrit_for_tests import assert_all_ended_once, rejected_of, rows_of
 
 from processing_pixclip import RegionJsonlDataset
+from processing_pixclip.longgrit import dry_run, read_settings
 
 
 ROOT = Path(__file__).parents[1]
@@ -74,8 +75,58 @@ def test_a_dry_run_shows_each_stages_prompt_and_writes_nothing(few_photos, tmp_p
         assert len(re.findall(rf"=== \S+, {stage}, model", told)) == 2
     assert "pictures: masked_crop" in told and "US dollars" in told
     records = RegionJsonlDataset(few_photos).records
-    total = re.search(r"4 images, about (\d+) regions", told)
+    total = re.search(r"4 images with about (\d+) regions", told)
     assert int(total[1]) <= sum(len(record["regions"]) for record in records)
+
+
+def test_a_dry_run_takes_other_languages_prompts_and_limits(few_photos, tmp_path, capsys):
+    prompt = (ROOT / "processing/longgrit/prompts/object_caption.jinja").read_text(encoding="utf-8")
+    custom = tmp_path / "object_caption.jinja"
+    custom.write_text(prompt.replace("output:\n", "output:\n  colour: string\n", 1), encoding="utf-8")
+    changes = ["texts.language=de", "texts.min_words=200", f"stages.object_caption.prompt={custom}"]
+    assert build(few_photos, tmp_path / "out", "--dry_run", "2", "--limit", "5", "--set", *changes) == 0
+    told = capsys.readouterr().out
+    assert "ISO 639-1 code de" in told and "refused" not in told
+    for stage in ("verify", "context_caption", "fuse", "hard_negatives"):
+        assert len(re.findall(rf"=== \S+, {stage}, model", told)) == 2
+    assert re.search(r"The run has [12] images with about 5 regions", told)
+
+
+def test_the_estimate_is_that_of_the_real_requests(few_photos):
+    settings = read_settings(CONFIG, {"source.path": str(few_photos)})
+    regions = sum(len(record["regions"]) for record in RegionJsonlDataset(few_photos).records)
+    found = dry_run(settings, samples=regions)
+    assert (found.images, found.samples) == (4, found.regions)
+    for key in ("read", "written"):
+        assert found.tokens_in_all(key) == sum(counts[key] for counts in found.tokens.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--limit", "0"], "--limit is 0"),
+        (["--private"], "--private is of"),
+        (["--ray_workers", "2"], "together with --ray"),
+        (["--dry_run", "--repeat", "fuse"], "leave out --repeat"),
+        (["--push_to_hub", "not/a/name"], "--push_to_hub: "),
+    ],
+)
+def test_options_that_say_nothing_together_are_refused(few_photos, tmp_path, capsys, arguments, told):
+    with pytest.raises(SystemExit):
+        build(few_photos, tmp_path / "out", *arguments)
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_repeat_of_what_does_not_run_is_refused(few_photos, tmp_path, capsys):
+    assert build(few_photos, tmp_path / "out", "--skip", "fuse", "--repeat", "fuse") == 1
+    assert "--repeat names fuse, which does not run" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_is_named():
+    code = "import sys; sys.modules['openai'] = None; import processing_pixclip.longgrit"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1 and "pixclip[longgrit]" in run.stderr.splitlines()[-1]
 
 
 def test_a_skipped_stage_leaves_nothing_and_can_be_run_later(few_photos, tmp_path):

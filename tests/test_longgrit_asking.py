@@ -10,6 +10,7 @@ from scripted_engine import ScriptedEngine, asker_for, red_disk, settings_for
 
 from processing_pixclip.longgrit.asking import AnswerRefused, region_variables, text_variables
 from processing_pixclip.longgrit.engines import EngineUnavailable, RequestFailed
+from processing_pixclip.longgrit.prompts import load_prompt
 from processing_pixclip.longgrit.records import ImageWork, RegionWork, Rejected
 
 
@@ -61,7 +62,7 @@ def test_equal_questions_have_equal_keys_and_others_do_not(disk):
     assert first.key == asker.first_request("object_caption", works[0], {}).key
     others = [
         asker.first_request("object_caption", works[1], {}),
-        asker.first_request("context_caption", works[0], {}),
+        asker.first_request("context_caption", works[0], {"object_text": None}),
         asker_for(settings_for(), None, generations={"object_caption": 1}).first_request("object_caption", disk, {}),
         asker_for(settings_for(texts={"language": "de"}), None).first_request("object_caption", disk, {}),
         asker_for(settings_for(stages={"object_caption": {"image_side": 99}}), None).first_request(
@@ -79,6 +80,9 @@ def test_what_prompts_may_say_of_a_region():
         "name": "disk",
         "box": [20, 20, 80, 80],
         "box_1000": [100, 200, 400, 800],
+        "sent_box": [38, 38, 154, 154],
+        "sent_width": 384,
+        "sent_height": 192,
         "width": 200,
         "height": 100,
         "mask_source": "annotation",
@@ -87,8 +91,9 @@ def test_what_prompts_may_say_of_a_region():
         "other_objects": ["a blue square", "speck", "dots"],
     }
     assert region_variables(works[1])["name"] == "a blue square"
+    assert region_variables(works[0], image_side=100)["sent_box"] == [10, 10, 40, 40]
     whole = region_variables(RegionWork(image))
-    assert whole["box"] is whole["category"] is None and whole["name"] == "object"
+    assert whole["box"] is whole["sent_box"] is whole["category"] is None and whole["name"] == "object"
     assert whole["other_objects"] == ["disk", "a blue square", "speck", "dots"]
 
 
@@ -133,6 +138,51 @@ def test_a_malformed_answer_goes_back_with_what_is_wrong(disk):
     assert len({first.key, second.key, third.key}) == 3
     (entry,) = disk.provenance
     assert (entry.attempts, entry.prompt_tokens, entry.completion_tokens) == (3, 300, 30)
+
+
+def test_a_copy_of_the_prompts_example_is_refused(disk):
+    line = next(line for line in load_prompt("object_caption").path.read_text().splitlines() if line.startswith('{"'))
+    engine = ScriptedEngine(object_caption=[f"Sure!\n{line}", GOOD])
+    assert ask(engine, disk).text == "A red disk."
+    assert "of something else" in engine.requests["object_caption"][1].messages[3].text
+    assert rejected(ScriptedEngine(object_caption=[line] * 3), disk).reason == "copied_example"
+    # Both of those of a prompt.
+    lines = [line for line in load_prompt("verify").path.read_text().splitlines() if line.startswith('{"')]
+    assert [json.loads(line)["verdict"] for line in lines] == ["consistent", "inconsistent"]
+    for line in lines:
+        error = rejected(ScriptedEngine(verify=[line] * 3), disk, stage="verify", variables={"object_text": "A disk."})
+        assert error.reason == "copied_example"
+
+
+def test_a_refusal_of_the_model_is_not_asked_about_again(disk):
+    engine = ScriptedEngine(object_caption=[("I cannot help with that.", "content_filter"), GOOD])
+    error = rejected(engine, disk)
+    assert (error.reason, error.detail) == ("refused", "I cannot help with that.")
+    assert disk.provenance[0].attempts == 1 and engine.scripts["object_caption"] == [GOOD]
+
+
+def test_halves_of_surrogate_pairs_have_a_key_of_their_own(disk):
+    request = asker_for(settings_for(), None).first_request("object_caption", disk, {})
+    keys = {replace(request, item_id=name).key for name in ("7", "7\ud83d", "7\ude00", "7\ufffd")}
+    assert len(keys) == 4
+
+
+def test_what_servers_are_sent_besides_makes_another_request(disk):
+    def key(*bodies, **fields):
+        servers = {f"s{n}": {"base_url": f"http://127.0.0.1:{n}/v1", "extra_body": b} for n, b in enumerate(bodies)}
+        settings = settings_for(**{"engine": "openai", "model": "m", "servers": servers, **fields})
+        return asker_for(settings, None).first_request("object_caption", disk, {}).key
+
+    thinks = {"chat_template_kwargs": {"enable_thinking": True}}
+    assert key(thinks) != key({}) != key({"chat_template_kwargs": {"enable_thinking": False}}) != key(thinks)
+    # Not by how many are sent it, and not by what is secret.
+    assert key(thinks) == key(thinks, thinks) == key({**thinks, "api_key": "one"})
+    assert key({}) == key({}, {}) == key({"api_key": "one"})
+    assert key({"top_k": 5, "jwt": {"value": 1}}) == key({"top_k": 5, "jwt": {"value": 2}})
+    assert key({"stop_token_ids": [1]}) != key({"stop_token_ids": [2]})
+    # A server that does not answer the stage counts for nothing.
+    assert key({}) == key({}, thinks, stages={"object_caption": {"servers": ["s0"]}})
+    assert key({}, thinks) != key({})
 
 
 def test_the_same_bad_answer_twice_still_makes_another_request(disk):

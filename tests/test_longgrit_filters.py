@@ -87,7 +87,9 @@ def test_the_largest_regions_stay_and_of_equal_ones_the_earlier():
     "region, reason",
     [
         (box(5, 5, 5, 9), "empty_box"),
-        (box(9, 9, 5, 5), "empty_box"),
+        (box(9, 9, 5, 5), "malformed_box"),
+        (box(-1.5, 5, 50, 9), "malformed_box"),
+        (box(-1, 5, 0, 9), "empty_box"),
         (box(5.4, 5, 5.7, 9), "empty_box"),
         (box(5, 5, 500, 9), "malformed_box"),
         (box(float("nan"), 5, 6, 9), "malformed_box"),
@@ -104,6 +106,13 @@ def test_a_malformed_region_is_dropped_and_its_image_goes_on(region, reason):
     assert (first.dropped, first.placed, second.dropped, second.placed) == (reason, False, None, True)
     # What it leaves behind is harmless to whoever still looks at it.
     assert first.mask is None and first.mask_source == "box" and first.box == (0, 0, 0, 0)
+
+
+def test_a_box_up_to_a_pixel_outside_by_rounding_is_cut_at_the_edge():
+    regions = [box(-0.3, -1, 10.25, 10), box(90, 70, 101, 80.4)]
+    filtered = filter_regions(image_with(regions), ALL).regions
+    assert [region.dropped for region in filtered] == [None, None]
+    assert [region.box for region in filtered] == [(0, 0, 10.25, 10), (90, 70, 100, 80)]
 
 
 def test_a_box_counts_from_half_a_pixel_on():
@@ -205,6 +214,17 @@ def test_a_crop_hash_does_not_hang_on_what_is_outside_of_the_mask():
     assert crop_hash(photo(0), mask) == crop_hash(photo(0).convert("L"), mask)
     with pytest.raises(ValueError, match="empty mask"):
         crop_hash(photo(0), np.zeros((120, 160), dtype=bool))
+
+
+def test_a_crop_of_one_colour_has_no_hash():
+    mask = rectangle(10, 10, 60, 60)
+    noise = np.random.default_rng(0).integers(0, 2, (80, 100), dtype=np.uint8)
+    for grey in (0, 50, 128, 255):
+        assert crop_hash(Image.new("RGB", (100, 80), (grey,) * 3), mask) is None
+    assert crop_hash(Image.fromarray(200 + noise), mask) is None
+    # What is outside of the mask shows the form of the region.
+    assert crop_hash(Image.new("L", (100, 80)), mask & ~rectangle(20, 20, 50, 60)) is not None
+    assert crop_hash(Image.fromarray(20 * noise), mask) is not None
 
 
 @pytest.mark.parametrize("bits", range(17))

@@ -10,12 +10,14 @@ import weakref
 
 import numpy as np
 import pytest
+from longgrit_for_tests import ScriptedEngine, make_photos, settings_for
 from PIL import Image
 
 from processing_pixclip.longgrit import pipeline, region_views
 from processing_pixclip.longgrit.pipeline import PictureBudget, annotate_image
 from processing_pixclip.longgrit.records import Rejected, SourceImage, SourceRegion
 from processing_pixclip.longgrit.region_views import VIEWS, render_view
+from processing_pixclip.longgrit.runner import run_pipeline
 from processing_pixclip.regions import encode_rle
 
 
@@ -124,8 +126,16 @@ def test_few_views_are_drawn_at_a_time(monkeypatch):
     images = [image_of(str(n), 400, 300, 2) for n in range(8)]
     annotate_all(images, AllViews(), jpeg_of(400, 300))
     assert 1 <= max(most) <= 4
-    # The whole image is drawn once for all of its regions.
-    assert len(most) == 8 * (1 + 2 * (len(VIEWS) - 1))
+
+
+@pytest.mark.parametrize("engine, most", [("rules", 8), ("openai", 12)])
+def test_the_built_in_annotator_works_on_few_images_at_a_time(tmp_path, engine, most):
+    settings = settings_for(
+        make_photos(tmp_path / "photos", 12, 1), tmp_path / "out", engine=engine, output={"images_per_shard": 12}
+    )
+    scripted = ScriptedEngine(delay=0.05)
+    run_pipeline(settings, engines={engine: scripted})
+    assert scripted.peak == most
 
 
 LARGE = """

@@ -6,18 +6,28 @@ import io
 import json
 import logging
 import random
+import socket
 import threading
 import time
 import traceback
+from contextlib import contextmanager, suppress
 
 import pytest
-from faulty_openai_server import running_server
+from faulty_openai_server import WRONG_FORMS, running_server
 from PIL import Image
 
 from processing_pixclip.longgrit.circuit_breaker import CircuitBreaker
 from processing_pixclip.longgrit.config import LongGritSettings, ServerSettings
 from processing_pixclip.longgrit.engines import EngineUnavailable, Message, Request, RequestFailed
-from processing_pixclip.longgrit.openai_engine import MAX_LINE, MAX_TEXT, OpenAIEngine, _BadBody, _EventStream
+from processing_pixclip.longgrit.openai_engine import (
+    MAX_LINE,
+    MAX_TEXT,
+    OpenAIEngine,
+    _BadBody,
+    _EventStream,
+    _JsonBody,
+    _retry_after,
+)
 from processing_pixclip.longgrit.records import ImageWork, RegionWork, SourceImage, SourceRegion
 from processing_pixclip.longgrit.server_pool import Server, ServerPool
 
@@ -91,7 +101,7 @@ def test_an_answer_with_tokens_and_images(server, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("fault", "429 500 503 hang closed truncated not_json empty endless huge".split())
+@pytest.mark.parametrize("fault", "429 500 503 hang closed truncated not_json wrong_form empty endless huge".split())
 def test_each_fault_is_tried_again(server, fault, stream):
     server.configure(transport={fault: 1.0}, max_transport_faults=1)
     timeouts = SHORT if fault in ("hang", "endless") else {}
@@ -110,13 +120,13 @@ def test_each_fault_is_tried_again(server, fault, stream):
         ("truncated", "cut off"),
         ("not_json", "no JSON"),
         ("endless", "within 1.5 s"),
-        ("hang", "nothing came for 1 s"),
+        ("hang", "within 1.5 s"),
         ("huge", "more than"),
         ("closed", "Connection error"),
     ],
 )
 def test_a_request_that_always_fails(server, fault, says):
-    server.configure(transport={fault: 1.0}, max_transport_faults=100)
+    server.configure(transport={fault: 1.0}, max_transport_faults=100, retry_after=None)
     timeouts = SHORT if fault in ("hang", "endless") else {}
     [error] = ask_all(settings_for(server.url, max_attempts=2, **timeouts), [request_of(1)])
     assert isinstance(error, RequestFailed) and says in str(error) and server.url in str(error)
@@ -131,10 +141,122 @@ def test_retry_after_is_honoured(server, form):
     begin = time.monotonic()
     [answer] = ask_all(settings_for(server.url, max_wait=30.0), [request_of(1)])
     assert "kettle" in answer.text and time.monotonic() - begin >= 0.89
-    # Not longer than the settings allow.
-    server.configure(retry_after=["seconds", 3600])
-    [answer] = ask_all(settings_for(server.url), [request_of(2)])
-    assert "kettle" in answer.text
+
+
+def test_being_put_off_costs_no_attempt_and_the_server_is_left_alone(server):
+    """Longer than `max_wait`, more often than `max_attempts`; a busy server is not asked by others meanwhile."""
+    server.configure(transport={"429": 1.0}, max_transport_faults=3, retry_after=["ms", 200])
+    begin = time.monotonic()
+    answers = ask_all(settings_for(server.url, max_attempts=1, max_concurrency=1), [request_of(n) for n in range(2)])
+    assert all("kettle" in answer.text for answer in answers), answers
+    # Three times each, one after the other.
+    assert time.monotonic() - begin >= 1.2 and server.stats()["requests"] == 8
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_puts_off_for_hours_stops_the_run(server, status):
+    server.configure(status=status, retry_all=3600)
+    settings = settings_for(server.url, outage_timeout=0.5, total_timeout=0.1, max_concurrency=2)
+    errors = ask_all(settings, [request_of(n) for n in range(5)])
+    assert all(isinstance(error, EngineUnavailable) and f"HTTP {status}" in str(error) for error in errors), errors
+    # At first, and once the outage has lasted for so long.
+    assert server.stats()["requests"] <= 4
+
+
+def test_one_request_that_is_always_put_off_fails_alone(server):
+    """The others are answered, so that it is no outage: it is too large for the server's limit, say."""
+    server.configure(status_of={"number 7.": 429}, retry_all=0.02)
+    settings = settings_for(server.url, outage_timeout=0.4, max_attempts=3, max_concurrency=1)
+
+    async def run():
+        engine = OpenAIEngine(settings)
+        bad = asyncio.ensure_future(engine.ask(request_of(7)))
+        for n in range(100, 1000):
+            await engine.ask(request_of(n))
+            if bad.done():
+                break
+        await engine.close()
+        return bad.exception()
+
+    error = asyncio.run(run())
+    assert isinstance(error, RequestFailed) and "HTTP 429" in str(error)
+
+
+@pytest.mark.parametrize(
+    "value, seconds",
+    [("nan", None), ("inf", None), ("1e400", None), ("-5", 0.0), ("3", 3.0), ("soon", None)]
+    + [("Wed, 21 Oct 0001 07:28:00 GMT", 0.0), ("Wed, 99 Foo 2020 07:28:00 GMT", None)],
+)
+def test_odd_retry_after(value, seconds):
+    assert _retry_after({"retry-after": value}) == seconds
+
+
+def test_slow_models_are_waited_for(server):
+    """With the defaults' proportions: an answer in one piece may take longer than `request_timeout`."""
+    defaults = ServerSettings(base_url=server.url)
+    scale = 0.3 / defaults.request_timeout
+    server.configure(delay=0.6)
+    settings = settings_for(server.url, request_timeout=0.3, total_timeout=defaults.total_timeout * scale)
+    [answer] = ask_all(settings, [request_of(1)])
+    assert "kettle" in answer.text and server.stats()["requests"] == 1 and not defaults.stream
+    # A stream that does not begin is given up.
+    [error] = ask_all(settings_for(server.url, request_timeout=0.3, stream=True, max_attempts=1), [request_of(1)])
+    assert isinstance(error, RequestFailed) and "nothing came for 0.3 s" in str(error)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_all_wrong_forms_are_failed_attempts(server, stream):
+    server.configure(transport={"wrong_form": 1.0}, max_transport_faults=1)
+    answers = ask_all(
+        settings_for(server.url, stream=stream, breaker_failures=100), [request_of(n) for n in range(60)]
+    )
+    assert all("kettle" in answer.text for answer in answers), answers
+    assert server.stats()["faults"] == {"wrong_form": 60}
+
+
+@pytest.mark.parametrize("form", WRONG_FORMS)
+def test_wrong_forms(form):
+    body = _JsonBody()
+    body.feed(form.encode())
+    with pytest.raises(_BadBody):
+        body.result()
+    stream = _EventStream()
+    with pytest.raises(_BadBody):
+        stream.feed(f"data: {form}\n\n".encode())
+        stream.feed(b"data: [DONE\n\n")
+        stream.result()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_odd_token_counts_count_nothing(server, stream):
+    server.configure(content={"odd_usage": 1.0})
+    answers = ask_all(settings_for(server.url, stream=stream), [request_of(n) for n in range(40)])
+    assert all("kettle" in a.text and (a.prompt_tokens, a.completion_tokens) == (0, 0) for a in answers), answers
+    assert server.stats()["requests"] == 40
+
+
+def test_an_odd_finish_reason_is_none():
+    body = _JsonBody()
+    body.feed(b'{"choices": [{"message": {"content": [{"text": 5}, {"text": "A kettle."}]}, "finish_reason": {}}]}')
+    assert body.result() == ("A kettle.", (0, 0), None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_refusals_and_answers_cut_before_their_first_word(server, stream):
+    server.configure(refusal="I cannot describe this picture.")
+    [answer] = ask_all(settings_for(server.url, stream=stream), [request_of(1)])
+    assert (answer.text, answer.finish_reason) == ("I cannot describe this picture.", "content_filter")
+    server.configure(refusal=None, body='{"choices": [{"message": {"content": null}, "finish_reason": "length"}]}')
+    [answer] = ask_all(settings_for(server.url), [request_of(1)])
+    assert (answer.text, answer.finish_reason) == ("", "length")
+    server.configure(body='{"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}')
+    [answer] = ask_all(settings_for(server.url), [request_of(1)])
+    assert (answer.text, answer.finish_reason) == ("", "content_filter")
+    # As gateways with a filter before the model answer.
+    server.configure(body=None, status=400, code="content_filter")
+    [answer] = ask_all(settings_for(server.url), [request_of(1)])
+    assert "answered by the test" in answer.text and answer.finish_reason == "content_filter"
+    assert server.stats()["requests"] == 4
 
 
 def test_a_server_that_refuses_is_asked_less(server):
@@ -203,7 +325,74 @@ def test_a_long_outage_stops_the_run(server):
     settings = settings_for(server.url, breaker_failures=2, max_attempts=1000, outage_timeout=0.3, max_concurrency=4)
     errors = ask_all(settings, [request_of(n) for n in range(20)])
     assert all(isinstance(error, EngineUnavailable) for error in errors)
-    assert server.url in str(errors[0]) and "outage_timeout" in str(errors[0])
+    assert server.url in str(errors[0]) and "outage_timeout" in str(errors[0]) and "HTTP 500" in str(errors[0])
+
+
+def test_one_broken_model_of_a_server_is_named(server):
+    """Answers of another model of the server do not hide that."""
+    server.configure(status_of={"broken": 500})
+    settings = settings_for(server.url, breaker_failures=2, max_attempts=1000, outage_timeout=0.3, max_concurrency=2)
+
+    async def run():
+        engine = OpenAIEngine(settings)
+        broken = [asyncio.ensure_future(engine.ask(request_of(f"{n} broken", "fuse", model="sick"))) for n in range(3)]
+        healthy, number = [], 0
+        while not all(task.done() for task in broken):
+            healthy.append(await engine.ask(request_of(number)))
+            number += 1
+        await engine.close()
+        return healthy, [task.exception() for task in broken]
+
+    healthy, errors = asyncio.run(run())
+    assert healthy and all(isinstance(error, EngineUnavailable) and "'sick'" in str(error) for error in errors)
+
+
+@pytest.mark.parametrize("status, most", [(400, 21), (403, 21), (413, 21), (500, 65)])
+def test_when_all_requests_fail_the_run_stops(server, status, most):
+    """Not a dataset without regions: the first 20 fail, and all others wait for who mends it."""
+    server.configure(status=status)
+    options = {"json_mode": "off", "max_concurrency": 1, "max_attempts": 2, "breaker_failures": 1000}
+    errors = ask_all(settings_for(server.url, **options), [request_of(n, "fuse") for n in range(40)])
+    kinds = [type(error) for error in errors]
+    assert kinds.count(RequestFailed) == 19 and kinds.count(EngineUnavailable) == 21
+    [said] = {str(error) for error in errors if isinstance(error, EngineUnavailable)}
+    assert "20 requests of the stage 'fuse'" in said and f"HTTP {status}" in said and "stages.fuse.parameters" in said
+    assert server.stats()["requests"] <= most
+
+
+def test_some_refused_requests_do_not_stop_the_run(server):
+    server.configure(status_of={"number 1": 400, "number 2": 403})
+    settings = settings_for(server.url, json_mode="off", max_concurrency=1)
+    results = ask_all(settings, [request_of(n) for n in (0, *range(100, 199), 3, *range(200, 250))])
+    kinds = [type(result) for result in results]
+    assert kinds.count(RequestFailed) == 149 and "kettle" in results[0].text and "kettle" in results[100].text
+
+
+@pytest.mark.parametrize("status", [401, 402, 404])
+def test_a_refusal_after_answers_is_a_failed_attempt(server, status):
+    """A gateway that is restarted and knows neither keys nor models for a moment."""
+
+    async def run():
+        engine = OpenAIEngine(settings_for(server.url, max_wait=0.2))
+        await engine.ask(request_of(0))
+        await asyncio.to_thread(server.configure, status=status)
+        asked = asyncio.gather(*(engine.ask(request_of(n)) for n in range(1, 5)))
+        while server.stats()["requests"] < 3:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(server.configure, status=None)
+        answers = await asked
+        await engine.close()
+        return answers
+
+    assert all("kettle" in answer.text for answer in asyncio.run(run()))
+
+
+def test_403_for_one_request_fails_alone_also_at_first(server):
+    """As of a filter for what is in it: if it stopped the run, a run that goes on would end there again and again."""
+    server.configure(status_of={"number 7.": 403})
+    settings = settings_for(server.url, max_concurrency=1)
+    error, answer = ask_all(settings, [request_of(7), request_of(8)])
+    assert isinstance(error, RequestFailed) and "HTTP 403" in str(error) and "kettle" in answer.text
 
 
 def test_refused_key_and_unknown_model_stop_the_run(server, monkeypatch):
@@ -305,6 +494,107 @@ def test_keys_stay_secret(server, monkeypatch, caplog, stream):
     assert len(caplog.records) > 20 and KEY not in "\n".join(texts)
 
 
+@pytest.mark.parametrize("before", [0, 80, 170, 190, 450, 480, 495])
+def test_keys_are_taken_out_before_texts_are_cut(server, monkeypatch, before):
+    monkeypatch.setenv("LONGGRIT_TEST_KEY", KEY)
+    for body in ("y" * before + KEY, json.dumps({"error": "y" * before + KEY}), json.dumps({"x": "y" * before + KEY})):
+        server.configure(body=body)
+        [error] = ask_all(settings_for(server.url, api_key_env="LONGGRIT_TEST_KEY", max_attempts=1), [request_of(1)])
+        assert isinstance(error, RequestFailed) and KEY[:8] not in str(error), error
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_key_at_the_cut_of_a_long_answer(monkeypatch, server, stream):
+    monkeypatch.setenv("LONGGRIT_TEST_KEY", KEY)
+    settings = settings_for(server.url, api_key_env="LONGGRIT_TEST_KEY", stream=stream)
+    # The echo, which holds the key, goes beyond the longest text until the key is out of it.
+    server.configure(length=MAX_TEXT - 36, echo=True)
+    [answer] = ask_all(settings, [request_of(1)])
+    assert answer.text.endswith("Bearer ***.")
+
+
+def test_a_base_url_that_holds_the_key(monkeypatch):
+    monkeypatch.setenv("LONGGRIT_TEST_KEY", KEY + "+=")
+    for path in (KEY + "+=", KEY + "%2B%3D"):
+        with pytest.raises(ValueError, match="'s0' holds the key.*LONGGRIT_TEST_KEY") as error:
+            OpenAIEngine(settings_for(f"http://localhost:9/{path}/v1", api_key_env="LONGGRIT_TEST_KEY"))
+        assert KEY not in str(error.value)
+
+
+@contextmanager
+def raw_server(reply):
+    """A server that sends what `reply` writes to the socket; yields its address and the heads of what it was sent."""
+    heads = []
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection:
+                received = b""
+                while b"\r\n\r\n" not in received:
+                    received += connection.recv(65536)
+                heads.append(received.split(b"\r\n\r\n")[0].decode())
+                with suppress(OSError):
+                    reply(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", heads
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join(30)
+
+
+@pytest.mark.parametrize("status", ["500 Error", "302 Found\r\nLocation: /elsewhere", "429 Later"])
+def test_little_is_read_of_an_error(status):
+    sent = []
+
+    def endless(connection):
+        connection.sendall(f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\n\r\n".encode())
+        for _ in range(512):
+            connection.sendall(b"x" * 2**20)
+            sent.append(2**20)
+
+    with raw_server(endless) as (url, _):
+        [error] = ask_all(settings_for(f"{url}/v1", max_attempts=1), [request_of(1)])
+    assert isinstance(error, RequestFailed) and len(str(error)) < 2000
+    # What was on its way in buffers is lost, for each of up to 21 redirects.
+    assert sum(sent) < 400 * 2**20
+
+
+def test_no_proxy_for_loopback(server, monkeypatch):
+    """A proxy of the environment can reach no server of this machine, and must not see what it is sent."""
+    with raw_server(lambda connection: connection.sendall(b"HTTP/1.1 500 Error\r\n\r\n")) as (proxy, heads):
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        urls = [server.url, server.url.replace("127.0.0.1", "localhost")]
+        answers = [ask_all(settings_for(url, max_attempts=1), [request_of(1)])[0] for url in urls]
+        assert all("kettle" in answer.text for answer in answers), answers
+        assert not heads
+        # Others go through it.
+        [error] = ask_all(settings_for("http://vllm.example/v1", max_attempts=1), [request_of(1)])
+        assert isinstance(error, RequestFailed) and "http://vllm.example/v1/chat/completions" in heads[0]
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+def test_headers_of_the_environment_are_for_openai_alone(server, monkeypatch, with_key):
+    monkeypatch.setenv("LONGGRIT_TEST_KEY", KEY)
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "not-for-you")
+    custom = "X-Mine: not-for-you\nauthorization: Bearer not-for-you\nOpenAI-Organization: not-for-you"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", custom)
+    key = {"api_key_env": "LONGGRIT_TEST_KEY"} if with_key else {}
+    [answer] = ask_all(settings_for(server.url, **key), [request_of(1)])
+    last = server.stats()["last"]
+    assert "kettle" in answer.text and "not-for-you" not in json.dumps(last)
+    assert last["authorization"] == (f"Bearer {KEY}" if with_key else None)
+
+
 def test_a_line_without_end_is_given_up():
     stream = _EventStream()
     with pytest.raises(_BadBody, match="line of more than"):
@@ -314,8 +604,7 @@ def test_a_line_without_end_is_given_up():
 
 def test_without_a_key_none_is_sent(server, monkeypatch):
     """The key of OPENAI_API_KEY is not for whichever server."""
-    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
-        monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     [answer] = ask_all(settings_for(server.url), [request_of(1)])
     last = server.stats()["last"]
     assert "kettle" in answer.text and last["authorization"] is None and KEY not in json.dumps(last)
@@ -380,9 +669,9 @@ def test_cancelled_requests_give_their_places_back(server):
 
 
 def test_faults_of_all_kinds_at_once(server):
-    faults = dict.fromkeys("429 500 503 closed truncated not_json empty".split(), 0.04)
+    faults = dict.fromkeys("429 500 503 closed truncated not_json wrong_form empty".split(), 0.04)
     server.configure(transport={**faults, "hang": 0.01, "endless": 0.01})
-    timeouts = {"request_timeout": 3.0, "total_timeout": 5.0}
+    timeouts = {"request_timeout": 2.0, "total_timeout": 3.0}
     settings = settings_for(server.url, max_concurrency=32, breaker_failures=20, **timeouts)
     answers = ask_all(settings, [request_of(n) for n in range(300)])
     assert not [answer for answer in answers if isinstance(answer, Exception)]
@@ -416,6 +705,14 @@ def test_the_breaker():
     breaker.failed()
     assert breaker.silent_for() == 0.0
     assert breaker.answered() and breaker.allows() and not breaker.answered()
+    # Being put off for longer than that is no time in which nothing was asked.
+    breaker.pause(70.0)
+    assert not breaker.allows() and not breaker.answered() and not breaker.allows()
+    breaker.pause(60.0)
+    now = 170.0
+    assert breaker.allows()
+    breaker.pause(70.0)
+    assert breaker.silent_for() == 70.0
 
 
 def test_places_go_out_in_order_and_to_those_who_may_use_them():
@@ -456,12 +753,12 @@ def test_no_place_is_lost_and_no_limit_broken(seed):
             try:
                 await asyncio.sleep(rng.random() * 0.002)
                 ends = rng.choice(["answered", "answered", "failed", "refused", "abandoned"])
-                if getattr(server.breaker, ends)() and ends == "failed":
-                    pool.leave_alone(server)
+                if getattr(server.model("m").breaker, ends)() and ends == "failed":
+                    pool.leave_alone(0.005)
                 if ends == "refused":
                     pool.rest(server, 0.002)
             except asyncio.CancelledError:
-                server.breaker.abandoned()
+                server.model("m").breaker.abandoned()
                 raise
             finally:
                 pool.release(server)

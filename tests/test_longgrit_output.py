@@ -3,21 +3,30 @@
 
 import dataclasses
 import json
-import subprocess
+import multiprocessing
+import os
+import signal
 import sys
+import traceback
 
 import pytest
 import torch
 from datasets import DatasetInfo, load_dataset, load_dataset_builder
 from huggingface_hub import DatasetCard
+from longgrit_for_tests import ScriptedEngine, make_photos, rejected_of, rows_of
+from longgrit_for_tests import settings_for as run_settings
 from longgrit_results import COCO_REGIONS, PhotoStore, results_of_photos, settings_for
 from tiny_pretraining import losses, make_workspace, pretrain
 
 from processing_pixclip import RegionJsonlDataset, RegionStream, StreamedRecords, encode_rle, write_region_jsonl
+from processing_pixclip.longgrit.config import read_settings
 from processing_pixclip.longgrit.dataset_card import write_card
 from processing_pixclip.longgrit.dataset_writer import dataset_features, finish_dataset, record_of_result, write_shard
+from processing_pixclip.longgrit.engines import EngineUnavailable, RequestFailed
+from processing_pixclip.longgrit.push import files_to_push
 from processing_pixclip.longgrit.records import RegionResult
 from processing_pixclip.longgrit.run_summary import merge_summaries, summarise_shard
+from processing_pixclip.longgrit.runner import run_pipeline
 from processing_pixclip.longgrit.sources import SourceError
 from processing_pixclip.region_records import check_record
 
@@ -112,6 +121,9 @@ def test_rejected_regions_are_kept_with_their_reason(written):
     assert error["image_id"] == "99" and "line 99" in error["detail"] and error["reason"] == "missing_image"
     verified = next(line for line in lines if line["stage"] == "verify")
     assert verified["reason"] == "inconsistent" and "colour" in verified["detail"] and verified["object_text"]
+    assert {line["detail"] for line in lines if line["reason"] == "too_small"} == {
+        "It covers too little of the image."
+    }
 
 
 def test_every_region_is_counted_once(written):
@@ -209,30 +221,25 @@ def test_an_image_that_cannot_be_read_leaves_the_old_shard(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-KILLED = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
-from longgrit_results import PhotoStore, results_of_photos, settings_for
-from processing_pixclip.longgrit.dataset_writer import write_shard
-from pathlib import Path
+class KillingStore(PhotoStore):
+    """Kills the process with its sixth photo: in the midst of the tar of four, when the parquet file is written."""
 
-class Killing(PhotoStore):
     reads = 0
+
     def read(self, location):
         self.reads += 1
-        if self.reads == int(sys.argv[3]):
-            os.kill(os.getpid(), 9)
+        if self.reads == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().read(location)
-
-write_shard(0, results_of_photos(4), settings_for(Path(sys.argv[2]), formats=["parquet", "webdataset"]), Killing())
-"""
 
 
 def test_a_killed_writer_leaves_no_torn_shard(tmp_path):
-    # In the midst of the tar, when the parquet file is written.
-    arguments = [str(COCO_REGIONS.parents[2] / "tests"), str(tmp_path), "6"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], timeout=300)
-    assert killed.returncode == -9
+    # Forked: a new interpreter takes longer to import the package than to write the shard.
+    arguments = (0, results_of_photos(4), settings_for(tmp_path, formats=["parquet", "webdataset"]), KillingStore())
+    process = multiprocessing.get_context("fork").Process(target=write_shard, args=arguments)
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
     assert finish_dataset(tmp_path) == {"parquet": {"00000.parquet": 4}}
 
 
@@ -244,6 +251,100 @@ def test_no_folder_of_this_machine_is_told(tmp_path):
     text = (tmp_path / "rejected/00000.jsonl").read_text()
     assert "images/1.jpg is cut." in text
     assert str(COCO_REGIONS) not in text and str(tmp_path) not in text
+
+
+def test_nothing_published_tells_of_folders_models_or_paths_of_servers(tmp_path):
+    real = tmp_path / "real"
+    make_photos(real / "photos", images=3, regions=2)
+    (tmp_path / "link").symlink_to(real)
+    (real / "photos/00002.jpg").write_bytes(b"no image")
+    model, url = "/data/of-ours/vlm-7b", "http://127.0.0.1:1/k-9a8b7c/v1"
+
+    class Server(ScriptedEngine):
+        async def ask(self, request):
+            answer = await super().ask(request)
+            return dataclasses.replace(answer, server=url)
+
+    def fail(request):
+        if request.stage == "verify" and request.work.region.region_id == "00000#0":
+            raise RequestFailed(f"{url}: {model} is not in {real}/photos, nor in '{tmp_path}/link/photos'")
+
+    settings = run_settings(
+        tmp_path / "link/photos/regions.jsonl",
+        tmp_path / "out",
+        model=model,
+        servers={"here": {"base_url": url}},
+        filters={"hash_distance": 0},
+    )
+    run_pipeline(settings, engines={"openai": Server(fail)})
+    out = tmp_path / "out"
+    rejected = rejected_of(out)
+    files = [(out / name).read_text() for name in ("README.md", "report.html", "report.json")]
+    published = "\n".join([json.dumps(rows_of(out), default=repr), json.dumps(rejected), *files])
+    for secret in ("of-ours", "k-9a8b7c", str(tmp_path), str(real)):
+        assert secret not in published, secret
+    assert published.count('"model": "vlm-7b"') > 4 and published.count('"server": "http://127.0.0.1:1"') > 4
+    (failed,) = [line for line in rejected if line["reason"] == "request_failed"]
+    assert failed["detail"].startswith("http://127.0.0.1:1: vlm-7b is not in ")
+    causes = {line["detail"] for line in rejected if line["reason"] == "unreadable_image"}
+    assert len(causes) == 1 and "UnidentifiedImageError" in causes.pop() and "0x" not in published
+
+
+def test_another_licence_or_spelling_of_a_path_is_no_other_source(tmp_path, monkeypatch):
+    photos = make_photos(tmp_path / "photos", images=2, regions=1)
+    run_pipeline(run_settings(photos, tmp_path / "out"), engines={"openai": ScriptedEngine()})
+    assert {row["licence"] for row in rows_of(tmp_path / "out").values()} == {None}
+    monkeypatch.chdir(tmp_path)
+    source = {"format": "folder", "path": "photos/../photos/regions.jsonl", "licence": "CC0-1.0"}
+    engine = ScriptedEngine()
+    summary = run_pipeline(run_settings(photos, "out", source=source), engines={"openai": engine})
+    assert {row["licence"] for row in rows_of("out").values()} == {"CC0-1.0"} == set(summary["licences"])
+    assert not engine.asked
+    make_photos(tmp_path / "others", images=2, regions=1)
+    with pytest.raises(ValueError, match="source.image_root was None and is 'others'"):
+        run_pipeline(
+            run_settings(photos, "out", source={**source, "image_root": "others"}), engines={"openai": engine}
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output.formats": []}, "output.formats: .* at least 1 item"),
+        ({"texts.min_words": 20, "texts.max_words": 10}, "min_words is 20 and max_words 10"),
+        ({"filters.min_area": 0.5, "filters.max_area": 0.5}, "min_area is 0.5 and max_area 0.5"),
+        ({"stages.hard_negatives.min_count": 11}, "stages.hard_negatives: .*min_count is 11 and count 10"),
+        ({"texts.language": "english"}, "texts.language: .*'english'; accepted are null and .*, en,"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_the_run(changes, message):
+    good = {
+        "output_dir": "out",
+        "engine": "rules",
+        "source.format": "folder",
+        "source.path": "a",
+        "texts.language": "de",
+    }
+    assert read_settings(changes=good).texts.language == "de"
+    with pytest.raises(ValueError, match=message):
+        read_settings(changes={**good, **changes})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("key: 'sk-1234567\nb: [", "is not YAML: see line"),
+        ("sk-1234567", "holds a str; accepted is a mapping"),
+        ("- sk-1234567", "holds a list; accepted is a mapping"),
+        ("servers: sk-1234567", "'servers' is a str"),
+    ],
+)
+def test_no_message_shows_what_a_file_of_settings_holds(tmp_path, content, message):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_settings(tmp_path / "config.yaml", {"servers.here.base_url": "http://localhost/v1"})
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "sk-" not in shown
 
 
 def test_text_without_a_unicode_form_does_not_stop_a_run(tmp_path):
@@ -343,3 +444,51 @@ def test_the_script_says_what_is_no_dataset(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--dataset", str(tmp_path), "--train_file", "a.jsonl", "--output_dir", str(tmp_path / "run")])
     assert "accepted is one of them" in capsys.readouterr().err
+    write(tmp_path / "longgrit", results_of_photos(1))
+    with pytest.raises(SystemExit):
+        main(["--dataset", str(tmp_path / "longgrit/data"), "--output_dir", str(tmp_path / "run")])
+    assert f"accepted is the folder around it, {str(tmp_path / 'longgrit')!r}" in capsys.readouterr().err
+    chosen = ["--dataset", str(tmp_path / "longgrit"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main([*chosen, "--data_format", "jsonl"])
+    assert "--data_format is 'jsonl', but --dataset" in capsys.readouterr().err
+    # A format that the configuration has for its own train_file says nothing of this one.
+    (tmp_path / "config.json").write_text('{"train_file": "a.jsonl", "data_format": "jsonl"}')
+    from pretraining_arguments import parse_arguments
+
+    _, data, _ = parse_arguments([str(tmp_path / "config.json"), *chosen], "")
+    assert (data.train_file, data.data_format) == (f"{tmp_path}/longgrit/data/*.parquet", "auto")
+    (tmp_path / "longgrit/data/sizes.json").unlink()
+    with pytest.raises(SystemExit):
+        main(chosen)
+    assert "has not ended" in capsys.readouterr().err
+
+
+def test_a_dataset_that_is_half_made_anew_is_not_taken_for_a_finished_one(tmp_path):
+    sys.path.insert(0, str(COCO_REGIONS.parents[1]))
+    from pretraining_data import shards_of_dataset
+
+    photos, folder = make_photos(tmp_path / "photos", images=4, regions=1), tmp_path / "out"
+    options = {"open_shards": 1, "images_in_flight": 1, "output": {"formats": ["parquet", "webdataset"]}}
+    run_pipeline(run_settings(photos, folder, **options), engines={"openai": ScriptedEngine()})
+    files = files_to_push(folder)
+    other = run_settings(photos, folder, stages={"fuse": {"parameters": {"temperature": 0.5}}}, **options)
+    # Only the fusion is asked anew: once for each of the two regions of the first shard.
+    engine = ScriptedEngine()
+
+    def stop(request):
+        if request.stage == "fuse" and engine.stages["fuse"] == 2:
+            raise EngineUnavailable("no server is left")
+
+    engine.script = stop
+    before = {path.name: path.read_bytes() for path in (folder / "data").glob("*.parquet")}
+    with pytest.raises(EngineUnavailable):
+        run_pipeline(other, engines={"openai": engine})
+    now = {path.name: path.read_bytes() for path in (folder / "data").glob("*.parquet")}
+    assert [now[name] == before[name] for name in ("00000.parquet", "00001.parquet")] == [False, True]
+    with pytest.raises(ValueError, match="The run has not ended: start it again, then push"):
+        files_to_push(folder)
+    with pytest.raises(ValueError, match="may be of two runs. Start it again"):
+        shards_of_dataset(str(folder))
+    run_pipeline(other, engines={"openai": ScriptedEngine()})
+    assert files_to_push(folder) == files and shards_of_dataset(str(folder)).endswith("data/*.parquet")

@@ -251,6 +251,7 @@ def test_the_stages_own_prompts_quote_all_data():
     values = dict.fromkeys(names, hostile)
     lists = {"captions": [hostile], "long_captions": [hostile], "other_objects": [hostile]}
     numbers = {"box": [1, 2, 3, 4], "box_1000": [1, 2, 3, 4], "width": 8, "height": 8, "count": 3}
+    numbers |= {"sent_box": [1, 2, 3, 4], "sent_width": 8, "sent_height": 8}
     rest = {"language": "English", "min_words": 12, "max_words": 300, "schema": "{}"}
     for stage in STAGES:
         messages = load_prompt(stage).render({**values, **lists, **numbers, **rest})

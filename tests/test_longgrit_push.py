@@ -21,6 +21,15 @@ CARD_AND_SHARDS = {
     *(f"data/{name}" for name in ("00000.parquet", "00001.parquet", "sizes.json")),
     *(f"webdataset/{name}" for name in ("00000.tar", "00001.tar", "sizes.json")),
 }
+# What somebody else put into the repository.
+OWN = (
+    "mine.txt",
+    "data-notes/a.txt",
+    "data/notes.md",
+    "data/extra/00007.parquet",
+    "webdataset/more.tar",
+    "rejected/why.md",
+)
 
 
 def write(folder, photos=6):
@@ -87,14 +96,14 @@ def test_a_second_push_replaces_the_first(hub, client, folder):
     client.call("push_longgrit", folder=str(folder), repository=name, report=True, rejected=True)
     asked_for = {"report.html", "report.json", "rejected/00000.jsonl", "rejected/00001.jsonl"}
     assert set(hub.files(name, kind="datasets")) == CARD_AND_SHARDS | asked_for | {".gitattributes"}
-    client.call("commit", repository=name, files={"mine.txt": "stays", "data-notes/a.txt": "too"}, repo_type="dataset")
+    client.call("commit", repository=name, files=dict.fromkeys(OWN, "stays"), repo_type="dataset")
     (folder / "data/00001.parquet").unlink()
     (folder / "webdataset/00001.tar").unlink()
     (folder / "data/sizes.json").write_text('{"00000.parquet": 3}')
     (folder / "webdataset/sizes.json").write_text('{"00000.tar": 3}')
     client.call("push_longgrit", folder=str(folder), repository=name)
     left = {file for file in CARD_AND_SHARDS if "00001" not in file}
-    assert set(hub.files(name, kind="datasets")) == left | {".gitattributes", "mine.txt", "data-notes/a.txt"}
+    assert set(hub.files(name, kind="datasets")) == left | {".gitattributes", *OWN}
 
 
 def test_a_branch_and_a_private_repository(hub, client, finished):

@@ -92,6 +92,15 @@ def test_servers_that_are_down_stop_a_cluster(cluster, photos, tmp_path):
     assert not list((tmp_path / "out" / "run" / "shards").iterdir())
 
 
+def test_a_key_that_workers_lack_is_told_as_such(cluster, photos, tmp_path, monkeypatch):
+    # Set after the cluster was started, so it is set here alone.
+    monkeypatch.setenv("LATE_KEY", "sk-0123456789")
+    server = {"base_url": "http://127.0.0.1:1/v1", "api_key_env": "LATE_KEY"}
+    settings = settings_for(photos, tmp_path / "out", servers={"here": server})
+    with pytest.raises(RuntimeError, match="Ray worker on .* environment variable LATE_KEY, which is not set"):
+        run_pipeline_on_ray(settings, workers=1)
+
+
 def test_an_image_that_a_task_cannot_read_rejects_its_regions(cluster, tmp_path):
     path = make_photos(tmp_path / "photos", 3, 2)
     settings = by_rules(path, tmp_path / "out")
@@ -99,7 +108,7 @@ def test_an_image_that_a_task_cannot_read_rejects_its_regions(cluster, tmp_path)
     for state in (tmp_path / "out" / "run").rglob("0000*"):
         if "source" not in state.parts:
             state.unlink()
-    (tmp_path / "photos" / "00001.jpg").write_bytes(b"no image")
+    (tmp_path / "photos" / "00001.jpg").unlink()
     run_pipeline_on_ray(settings, workers=1)
     ended = assert_all_ended_once(settings.output_dir)
     assert {region for region, end in ended.items() if end[1:3] == ("source", "unreadable_image")} == {

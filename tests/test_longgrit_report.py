@@ -16,6 +16,7 @@ from longgrit_results import COCO_REGIONS, PhotoStore, provenance, results_of_ph
 from PIL import Image
 
 from processing_pixclip import to_mask
+from processing_pixclip.longgrit.config import LongGritSettings
 from processing_pixclip.longgrit.dataset_card import markdown_text, render_card, write_card
 from processing_pixclip.longgrit.dataset_writer import write_shard
 from processing_pixclip.longgrit.run_report import draw_region, render_report, write_report
@@ -233,7 +234,7 @@ def test_nothing_in_a_card_is_markup_or_metadata_of_others(attack, tmp_path):
     metadata = DatasetCard.load(path).data.to_dict()
     assert metadata.keys() == expected.data.to_dict().keys()
     assert metadata["license"] == "other" and re.fullmatch(r"[a-z0-9.-]+", metadata["license_name"])
-    assert metadata["pretty_name"] == " ".join(f"name {text}".split())
+    assert metadata["pretty_name"] == " ".join(re.sub("[<>]", " ", f"name {text}").split())
     (_, head, body) = content.split("---\n", 2)
     assert yaml.safe_load(head) == metadata
     lines = [line for line in body.splitlines() if line.strip()]
@@ -287,6 +288,30 @@ def test_the_card_tells_who_wrote_the_texts():
             region.provenance = [provenance("fuse", "rules")]
     ruled = str(render_card(summarise_shard(results), settings_for("out")))
     assert "put together by rules" in ruled and "built-in rules" in ruled and "written by models" not in ruled
+    results[0].regions[0].provenance.append(provenance("verify"))
+    both = str(render_card(summarise_shard(results), settings_for("out")))
+    assert "written by models and, in part, put together by rules" in both and "checked by models" in both
+    for result in results:
+        for region in result.regions:
+            region.provenance = [provenance("fuse")]
+    assert "no model has checked them" in str(render_card(summarise_shard(results), settings_for("out")))
+    nobody = str(render_card(summarise_shard([]), settings_for("out")))
+    assert "No model was asked" in nobody and "rules from" not in nobody and "Models describe" not in nobody
+
+
+def test_the_card_promises_no_text_of_a_stage_that_was_skipped(results):
+    skipped = {name: {"enabled": False} for name in ("object_caption", "context_caption", "fuse", "hard_negatives")}
+    content = {**settings_for("out", images="path", formats=["webdataset"]).model_dump(), "stages": skipped}
+    summary = summarise_shard(results)
+    card = str(render_card(summary, LongGritSettings(**content), {"webdataset": {"00000.tar": 1}}))
+    told = card.split("| column |")[0].split("# LongGRIT")[1].split("| images |")[0]
+    assert "what is known of it, one after the other" in told
+    assert not re.search("caption of the object|surroundings|made of|hard negatives", told)
+    assert "Hard negatives are meant" not in card and "empty: none were asked for" in card
+    # Tars hold the files.
+    assert "| `image` | the image file" in card
+    whole = str(render_card(summary, settings_for("out", images="path"), {}))
+    assert "one long description made of both" in whole and "(hard negatives)" in whole
 
 
 def test_costs_are_those_of_the_tokens(results):

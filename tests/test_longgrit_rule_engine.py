@@ -22,7 +22,7 @@ from processing_pixclip.longgrit.engines import Request
 from processing_pixclip.longgrit.prompts import load_prompt
 from processing_pixclip.longgrit.records import ImageWork, RegionWork, Rejected, SourceImage, SourceRegion
 from processing_pixclip.longgrit.rule_engine import RuleEngine
-from processing_pixclip.longgrit.rule_facts import noun_of_region
+from processing_pixclip.longgrit.rule_facts import noun_of_category, noun_of_region
 from processing_pixclip.longgrit.stages import build_stages
 from processing_pixclip.region_nouns import noun_of
 
@@ -275,6 +275,12 @@ def test_of_a_box_no_colour_outline_or_contact_is_claimed():
         ("a glass of wine", "glass"),
         ("three sofas", "group of sofas"),
         ("!!!", "object"),
+        ("a small wooden house", "house"),
+        ("a cute little mouse", "mouse"),
+        ("couple kissing", "couple"),
+        ("a man and a woman", "group of people"),
+        ("mother and child", "group of people"),
+        ("the red and white sign on the left", "sign"),
         ("<|im_start|>system", "system"),
     ],
 )
@@ -283,16 +289,81 @@ def test_the_noun_of_a_referring_expression(phrase, singular):
 
 
 @pytest.mark.parametrize(
+    "category, phrase",
+    [
+        ("_", "an object"),
+        ("🐶", "an object"),
+        ("{x}", "an object"),
+        ("<b>dog</b>", "an object"),
+        ("red", "an object"),
+        ("t-shirt", "a t-shirt"),
+        ("x-ray", "an x-ray"),
+        ("men", "a group of men"),
+        ("french_fries", "a group of french fries"),
+        ("trousers", "a pair of trousers"),
+        ("a dog", "a dog"),
+        ("person, woman", "a person"),
+        ("traffic\nlight", "a traffic light"),
+        ("bow_(decorative_ribbons)", "a bow"),
+        ("wine bottle (open)", "a wine bottle"),
+        ("dog.", "a dog"),
+        ("house", "a house"),
+        ("tree-merged", "tree cover"),
+    ],
+)
+def test_a_category_of_any_source_becomes_english_and_its_own_caption_passes(category, phrase):
+    image = drawn([category, "kite"], (30, 40, 70, 80, RED), (100, 20, 160, 60, BLUE), grouped=["_", "🐶", category])
+    settings = settings_of("folder")
+    [work, _] = annotate(image, settings)
+    red = (
+        phrase if phrase == "a person" else re.sub("^(an? group of|an? pair of|an?|)( ?)", r"\1 red ", phrase).strip()
+    )
+    red = red.replace("an red", "a red")
+    for text in (work.object_text, work.text):
+        assert red in text.lower(), text
+    whole = answer(RuleEngine(settings), "image_caption", RegionWork(image))["short_caption"]
+    assert "object" not in whole and "kite" in whole
+    assert noun_of_category(category).phrase() == phrase
+
+
+def test_coco_names_mean_what_they_mean_in_coco_only_there():
+    image = drawn(["mouse", "grass-merged"], (30, 40, 70, 80, RED), (0, 80, WIDTH, HEIGHT, GREEN))
+    [mouse, _] = annotate(image, settings_of("coco"))
+    assert "computer mouse" in mouse.object_text
+    [mouse, _] = annotate(image, settings_of("folder"))
+    assert "computer" not in mouse.object_text
+
+
+def test_things_and_groups_without_a_name_are_not_counted():
+    image = drawn(["_", "🐶"], (30, 40, 70, 80, RED), (100, 20, 160, 60, BLUE), grouped=["_", "--"])
+    texts = " ".join(work.text for work in annotate(image))
+    assert "object" in texts and not re.search("first|second|group", texts), texts
+
+
+def test_nothing_is_said_to_touch_stuff():
+    image = drawn(["dog", "grass-merged"], (30, 40, 70, 80, RED), (30, 50, 70, 80, GREEN))
+    texts = " ".join(work.text for work in annotate(image))
+    assert not re.search("touching (?!an edge)", texts) and re.search("next to|surrounded|around", texts)
+
+
+@pytest.mark.parametrize(
     "caption, expected, why",
     [
         ("A red dog with two ears.", "consistent", None),
         ("A puppy, crimson all over.", "consistent", None),
         ("A red dog on green grass.", "consistent", None),
-        ("A red animal.", "inconsistent", "dog"),
+        ("A red animal.", "consistent", None),
+        ("A red Labrador with a leather collar lies on the grass.", "consistent", None),
+        ("Beside a truck, a red dog rests.", "consistent", None),
+        ("The truck-loving red dog rests.", "consistent", None),
+        ("A red dog wearing a blue collar sits next to a truck.", "consistent", None),
+        ("A dog, blue all over.", "inconsistent", "'blue'"),
+        ("A hot dog.", "inconsistent", "'hot dog'"),
+        ("Two zebras.", "inconsistent", "'zebras'"),
         ("A red cat.", "inconsistent", "dog"),
         ("A red truck behind a dog.", "inconsistent", "dog"),
         ("A green dog.", "inconsistent", "'green'"),
-        ("A red dog with blue ears.", "inconsistent", "'blue'"),
+        ("A red dog with blue ears.", "consistent", None),
         ("A red dog, much taller than wide.", "inconsistent", "much taller"),
         ("A red dog that covers about 60 percent of the photo.", "inconsistent", "60 percent"),
         ("", "invalid", "no word"),

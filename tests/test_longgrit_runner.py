@@ -25,8 +25,11 @@ from longgrit_for_tests import (
 from processing_pixclip.longgrit.config import REGION_STAGES
 from processing_pixclip.longgrit.engines import Answer, EngineUnavailable, Message, Request, RequestFailed
 from processing_pixclip.longgrit.journal import AnswerJournal
+from processing_pixclip.longgrit.pipeline import ShardAnnotator
 from processing_pixclip.longgrit.run_folder import RunFolder
-from processing_pixclip.longgrit.runner import run_pipeline
+from processing_pixclip.longgrit.runner import load_prompts, run_pipeline
+from processing_pixclip.longgrit.source_stage import read_manifest_shard, run_source_stage
+from processing_pixclip.longgrit.sources import open_image_store
 
 
 IMAGES, REGIONS = 5, 3
@@ -317,7 +320,7 @@ def test_no_secret_is_written(photos, tmp_path, monkeypatch, caplog):
     run(settings)
     written = yaml.safe_load((tmp_path / "out" / "run" / "settings.yaml").read_text())
     assert written["servers"]["here"]["api_key_env"] == "TEST_API_KEY"
-    assert written["servers"]["here"]["extra_body"] == {"auth_token": "***", "user": "key ***", "top_k": 20}
+    assert written["servers"]["here"]["extra_body"] == {"auth_token": "***", "user": "***", "top_k": 20}
     assert written["stages"]["fuse"]["parameters"]["max_tokens"] == 4096
     files = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(files) > 10
@@ -344,9 +347,10 @@ def ask_all(path, count):
     async def ask():
         return [await journal.ask(engine, request_of(number)) for number in range(count)]
 
-    answers = asyncio.run(ask())
-    journal.close()
-    return answers, engine.asked
+    try:
+        return asyncio.run(ask()), engine.asked
+    finally:
+        journal.close()
 
 
 def test_a_torn_line_of_the_journal_is_asked_again_wherever_it_is_torn(tmp_path, caplog):
@@ -386,3 +390,171 @@ def test_the_scripted_answers_are_a_function_of_the_request():
         "1#0", "fuse", "tiny", (Message("user", "A kettle"),), "0" * 16, {"type": "object", "properties": {}}
     )
     assert good_answer(request) == good_answer(request)
+
+
+# What is damaged, replaced or in use
+
+
+def test_a_damaged_state_of_a_shard_is_named_and_the_shard_made_anew(settings, caplog):
+    run(settings)
+    ended = outcome_of(settings.output_dir)
+    states = settings.output_dir / "run" / "shards"
+    for content in ("", '{"fingerprint": "ab', "[]", "{}", '{"fingerprint": "a", "summary": 3}', "[" * 100_000):
+        caplog.clear()
+        (states / "00001.json").write_text(content)
+        assert not run(settings)[1].asked
+        assert outcome_of(settings.output_dir) == ended and "00001.json" in caplog.text
+        assert json.loads((states / "00001.json").read_text())["regions"] == 2 * REGIONS
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '["KEY", 5, "here", "now"]',
+        '["KEY", "text", "here", null, 1, 2, "stop"]',
+        '["KEY", "text", "here", "now", "1", 2, "stop"]',
+        '["KEY", "text", "here", "now", true, 2, "stop"]',
+        '["KEY", "text", "here", "now", 1, 2, {"a": 1}]',
+        '["KEY", "text", "here"]',
+        '["KEY", "text", "here", "now", 1, 2, "stop", 8]',
+        '[["KEY"], "text", "here", "now", 1, 2, "stop"]',
+        '{"KEY": 1}',
+        "5",
+        "[" * 100_000,
+    ],
+)
+def test_a_line_of_the_journal_with_a_wrong_type_is_named_and_asked_again(tmp_path, caplog, line):
+    path = tmp_path / "00000.jsonl"
+    answers, _ = ask_all(path, 1)
+    path.write_text(line.replace("KEY", request_of(0).key) + "\n")
+    assert ask_all(path, 1) == (answers, ["1#0"])
+    assert f"{path}: line 1 is no answer" in caplog.text
+    assert ask_all(path, 1) == (answers, [])
+
+
+def test_two_writers_of_a_journal_are_refused(tmp_path):
+    path = tmp_path / "00000.jsonl"
+    ask_all(path, 1)
+    whole = path.read_bytes()
+    first = AnswerJournal(path)
+    # Half of a line, as if it were being written.
+    with open(path, "ab") as file:
+        file.write(b'["half')
+    with pytest.raises(RuntimeError, match=r"00000\.jsonl is being written by another run"):
+        AnswerJournal(path)
+    assert path.read_bytes() == whole + b'["half'
+    first.close()
+    second = AnswerJournal(path)
+    assert len(second) == 1 and path.read_bytes() == whole
+    with pytest.raises(RuntimeError, match=r"00000\.jsonl is being written"):
+        asyncio.run(first.ask(Numbered(), request_of(1)))
+    second.close()
+
+
+def test_other_extra_fields_of_a_server_make_shards_anew(photos, tmp_path):
+    def with_body(body):
+        server = {"base_url": "http://127.0.0.1:1/v1", "extra_body": body}
+        return settings_for(photos, tmp_path / "out", servers={"here": server})
+
+    total = run(with_body({}))[1].asked.total()
+    assert run(with_body({"chat_template_kwargs": {"enable_thinking": False}}))[1].asked.total() == total
+    assert not run(with_body({}))[1].asked
+    assert not run(with_body({"api_key": "abc"}))[1].asked
+
+
+def test_an_image_that_was_replaced_is_noticed(tmp_path, caplog):
+    path = make_photos(tmp_path / "photos", 4, 2)
+    settings = settings_for(path, tmp_path / "out")
+    with pytest.raises(EngineUnavailable):
+        run(settings, ScriptedEngine(unavailable_after(15)))
+    image = tmp_path / "photos" / "00001.jpg"
+    before = image.read_bytes()
+    image.write_bytes((tmp_path / "photos" / "00002.jpg").read_bytes() + b"\0")
+    summary, engine = run(settings)
+    assert summary["rejected"] == {"source": {"changed_image": 2}} and "00001.jpg" in caplog.text
+    ended = assert_all_ended_once(settings.output_dir)
+    assert {region for region, end in ended.items() if end[0] == "rejected"} == {"00001#0", "00001#1"}
+    # Put back, it is as if nothing had been.
+    image.write_bytes(before)
+    assert run(settings, retry_failed=True)[0]["accepted"] == 8
+
+
+def test_secrets_are_taken_out_of_settings_and_nothing_else(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHORT", "tiny")
+    monkeypatch.setenv("LONG", "sk-0123456789")
+    body = {
+        "auth": "hidden",
+        "headers": {"X-Auth": "hidden", "plain": ["hidden", 3]},
+        "api_key": {"value": 12345, "more": ["hidden"]},
+        "chat_template_kwargs": {"enable_thinking": False},
+        "stop_token_ids": [1, 2],
+        "min_tokens": 5,
+    }
+    servers = {
+        "short": {"base_url": "http://127.0.0.1:1/v1", "api_key_env": "SHORT", "extra_body": body},
+        "long": {"base_url": "http://127.0.0.1:1/sk-0123456789/v1", "api_key_env": "LONG"},
+    }
+    stages = {"fuse": {"parameters": {"user": "tiny", "max_tokens": 9, "password": {"a": "hidden"}}}}
+    settings = settings_for(photos, tmp_path / "out", model="org/tiny-model", servers=servers, stages=stages)
+    folder = RunFolder(settings.output_dir)
+    folder.write_settings(settings)
+    text = (folder.path / "settings.yaml").read_text()
+    written = yaml.safe_load(text)
+    assert "hidden" not in text and "12345" not in text and "sk-0123456789" not in text
+    assert written["model"] == "org/tiny-model"
+    assert written["servers"]["long"]["base_url"] == "http://127.0.0.1:1/***/v1"
+    assert written["servers"]["short"]["extra_body"] == {
+        "auth": "***",
+        "headers": {"X-Auth": "***", "plain": ["***", 3]},
+        "api_key": "***",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "stop_token_ids": [1, 2],
+        "min_tokens": 5,
+    }
+    assert written["stages"]["fuse"]["parameters"] == {"user": "***", "max_tokens": 9, "password": "***"}
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_shard_that_failed_leaves_all_places_to_the_next(tmp_path, steps):
+    """Tasks that are cancelled before their first step among those of the failed one, for some number of steps."""
+    settings = settings_for(make_photos(tmp_path / "photos", 8, 1), tmp_path / "out", images_in_flight=2)
+    settings = settings.model_copy(update={"output": settings.output.model_copy(update={"images_per_shard": 8})})
+    run_source_stage(settings)
+
+    class Failing(ScriptedEngine):
+        async def ask(self, request):
+            if request.item_id == "00001#0":
+                for _ in range(5 * len(REGION_STAGES) // 2 + steps):
+                    await asyncio.sleep(0)
+                raise EngineUnavailable("down")
+            return await super().ask(request)
+
+    async def annotate():
+        engines = {"openai": Failing()}
+        prompts = load_prompts(settings)
+        annotator = ShardAnnotator(settings, RunFolder(settings.output_dir), engines, prompts, {})
+        items, store = read_manifest_shard(settings.output_dir, 0), open_image_store(settings.source)
+        for _ in range(3):
+            with pytest.raises(ExceptionGroup):
+                await annotator.annotate(0, items, store)
+        engines["openai"] = ScriptedEngine()
+        return await annotator.annotate(0, items, store)
+
+    async def in_time():
+        async with asyncio.timeout(60):
+            return await annotate()
+
+    assert asyncio.run(in_time())["accepted"] == 8
+
+
+def test_of_equal_errors_the_first_is_told(settings, caplog):
+    def script(request):
+        if request.item_id.startswith("0000"):
+            image = int(request.item_id.partition("#")[0])
+            raise EngineUnavailable(f"no answer for {image} s") if image % 2 else OSError(28, "disk full")
+
+    with pytest.raises(OSError, match="disk full") as caught:
+        run(settings, ScriptedEngine(script))
+    assert caplog.text.count("The run also met") == 1 and "no answer for" in caplog.text
+    # A traceback shows it alone, not in the group of all.
+    assert caught.value.__cause__ is None and not isinstance(caught.value.__context__, ExceptionGroup)

@@ -484,7 +484,7 @@ def test_the_source_stage_gives_boxes_their_masks_and_says_so(tmp_path):
             elif before.mask is not None:
                 assert (region.mask, region.mask_source) == (before.mask, "annotation")
             elif before.dropped or before.box == (9, 9, 3, 3):
-                assert region.mask is None and region.dropped in ("crowd", "empty_box")
+                assert region.mask is None and region.dropped in ("crowd", "malformed_box")
             else:
                 mask = to_mask(region.mask, 64, 96) > 0
                 assert region.mask_source == "sam2" and region.box == tuple(mask_to_box(mask))

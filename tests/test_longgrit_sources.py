@@ -27,7 +27,9 @@ from processing_pixclip import (
 )
 from processing_pixclip.longgrit.config import SourceSettings
 from processing_pixclip.longgrit.image_store import ImageStore
-from processing_pixclip.longgrit.records import MASK_SOURCES, SourceImage
+from processing_pixclip.longgrit.records import MASK_SOURCES, ImageWork, SourceImage
+from processing_pixclip.longgrit.rule_engine import image_captions
+from processing_pixclip.longgrit.rule_facts import ImageFacts
 from processing_pixclip.longgrit.sources import SourceError, open_image_store, open_source
 from processing_pixclip.regions import encode_runs, mask_runs, runs_to_box
 
@@ -188,6 +190,95 @@ def test_a_coco_region_that_is_wrong_is_dropped_alone(tmp_path, segmentation, dr
     assert image.regions[0].category == "dog"
 
 
+def test_coco_instances_without_a_segmentation_are_boxes(tmp_path):
+    without = {"image_id": 1, "category_id": 1, "bbox": [2, 3, 5.5, 4]}
+    annotations = [
+        without,
+        {**without, "segmentation": None},
+        {**without, "segmentation": []},
+        {**without, "segmentation": [[]]},
+        {**without, "iscrowd": 1},
+        # The mask counts; what is wrong with it is no reason to take the box.
+        {**without, "segmentation": [SQUARE]},
+        {**without, "segmentation": [[1, 2, 3, 4]]},
+        {**without, "bbox": [-0.6, 0, WIDTH + 1, HEIGHT]},
+        {**without, "bbox": [2, 3, 0, 4]},
+        {**without, "bbox": [2, 3, 4, -1]},
+        {**without, "bbox": [2, 3, 4]},
+        {**without, "bbox": [2, 3, 10**400, 0.5]},
+        {**without, "bbox": "2 3 4 5"},
+        {"image_id": 1, "category_id": 1},
+        {"image_id": 1, "category_id": 1, "segmentation": []},
+    ]
+    settings = write_coco(tmp_path, [entry(1)], annotations)
+    (image,) = read_all(tmp_path, **settings)
+    assert [(region.box, region.mask_source, region.dropped) for region in image.regions[:8]] == [
+        *[((2, 3, 7.5, 7), "box", None)] * 4,
+        ((2, 3, 7.5, 7), "box", "crowd"),
+        ((2, 2, 10, 10), "annotation", None),
+        ((0, 0, 0, 0), "box", "degenerate_polygon"),
+        ((0, 0, WIDTH, HEIGHT), "box", None),
+    ]
+    dropped = ["empty_box", *["malformed_box"] * 4, "malformed_region", "empty_mask"]
+    assert [region.dropped for region in image.regions[8:]] == dropped
+    assert {region.category for region in image.regions} == {"dog"} and image.grouped == ("dog",)
+    with pytest.raises(ValueError, match=r"annotations\[0\]: key 'segmentation' is missing"):
+        CocoRegionDataset(tmp_path, settings["instances"])
+
+
+def test_the_files_of_lvis(tmp_path):
+    images = [entry(number, not_exhaustive_category_ids=[1, 77] if number == 2 else []) for number in (1, 2)]
+    for number, image in enumerate(images, start=1):
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+    images += [
+        {**images[0], "id": 3, "coco_url": 3},
+        {**images[0], "id": 4, "coco_url": "http://localhost/x/../.."},
+        {**images[0], "id": 5, "not_exhaustive_category_ids": 1},
+    ]
+    dogs = [[x, 2, x + 3, 2, x + 3, 8, x, 8] for x in (0, 5, 10)]
+    settings = write_coco(tmp_path, images, [instance(number, [dog]) for number in (1, 2) for dog in dogs])
+    (tmp_path / "train2017").mkdir()
+    for number in (1, 2):
+        (tmp_path / f"{number}.jpg").rename(tmp_path / "train2017" / f"{number}.jpg")
+    all_dogs, some_dogs, *bad = read_all(tmp_path, **settings)
+    assert (all_dogs.file, all_dogs.uncounted, all_dogs.grouped) == ("train2017/1.jpg", (), ())
+    assert (some_dogs.file, some_dogs.uncounted, some_dogs.grouped) == ("train2017/2.jpg", ("dog",), ())
+    assert reasons(bad) == ["malformed_annotation", "unsafe_path", "malformed_annotation"]
+    # There may be more dogs, so they are neither counted nor put in an order.
+    store = open_image_store(SourceSettings(**settings))
+    captions, orders = [], []
+    for image in (all_dogs, some_dogs):
+        facts = ImageFacts(ImageWork(image, lambda: store.read(image.location)), complete=True)
+        captions.append(image_captions(facts)[0])
+        orders.append(facts.of(image.regions[1]).order)
+    assert captions == ["A photo of three dogs.", "A photo of dogs."]
+    assert orders[0].count == 3 and orders[1] is None
+    dataset = CocoRegionDataset(tmp_path, settings["instances"], min_area_fraction=0, image_ids=[1, 2])
+    assert len(dataset) == 2
+
+
+def test_a_coco_image_that_is_wrong_is_an_error_at_its_position(tmp_path):
+    images = [
+        entry(0),
+        {"id": 1, "width": WIDTH, "height": HEIGHT},
+        entry(2, width=16.0),
+        {"file_name": "2.jpg"},
+        entry(3, file_name=None),
+        7,
+        entry(3),
+        entry(1),
+    ]
+    settings = write_coco(tmp_path, images, [instance(number) for number in (0, 1, 1, 2, 3)])
+    items = read_all(tmp_path, **settings)
+    assert reasons(items) == [[None], *["malformed_annotation"] * 5]
+    assert [item.image_id for item in items] == ["0", "1", "2", "3", None, None]
+    assert [item.where for item in items[1:]] == [f"instances.json: images[{number}]" for number in (1, 2, 4, 3, 5)]
+    with pytest.raises(ValueError, match=r"images\[3\]: key 'id' is missing"):
+        CocoRegionDataset(tmp_path, settings["instances"])
+    with pytest.raises(ValueError, match=r"images\[0\]: key 'width' is 16.0"):
+        CocoRegionDataset(tmp_path, write_coco(tmp_path, images[2:3], [])["instances"])
+
+
 def test_coco_entries_that_are_wrong(tmp_path):
     images = [
         entry(0),
@@ -319,11 +410,18 @@ def test_a_line_needs_an_image_and_regions_only(tmp_path):
         ({"box": [0, 0, float("nan"), 5]}, "malformed_box"),
         ({"box": [0, 0, 10**400, 5.5]}, "malformed_box"),
         ({"box": [0, 0, 5]}, "malformed_box"),
-        ({"box": [0, 0, WIDTH + 1, 5]}, "malformed_box"),
+        ({"box": [0, 0, WIDTH + 1.1, 5]}, "malformed_box"),
+        ({"box": [[0, 0, 5, 5]]}, "malformed_box"),
+        ({"box": 3}, "malformed_box"),
+        ({"box": [-1, 0, 0, 5]}, "empty_box"),
         ({"box": [0, 0, 5, "5"]}, "malformed_box"),
         ({"box": {"x": 1}}, "malformed_box"),
         ({"box": [3, 3, 3, 5]}, "empty_box"),
-        ({"box": [5, 5, 3, 3]}, "empty_box"),
+        ({"box": [5, 5, 3, 3]}, "malformed_box"),
+        ({"box": [0, 0, 5, 5], "id": 3}, "malformed_region"),
+        ({"box": [0, 0, 5, 5], "phrase": 3}, "malformed_region"),
+        ({"box": [0, 0, 5, 5], "mask_source": "sam"}, "malformed_region"),
+        ({"box": [0, 0, 5, 5], "mask_source": []}, "malformed_region"),
         ({"mask": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}}, "empty_mask"),
         ({"mask": {"size": [HEIGHT, WIDTH], "counts": "?"}}, "malformed_mask"),
         ({"mask": {"size": [HEIGHT + 1, WIDTH], "counts": [0, (HEIGHT + 1) * WIDTH]}}, "malformed_mask"),
@@ -342,6 +440,24 @@ def test_a_region_of_a_line_that_is_wrong_is_dropped_alone(tmp_path, region, dro
     assert [r.dropped for r in image.regions] == [dropped, None] and image.regions[0].category == "dog"
 
 
+def test_regions_of_a_line_that_are_no_regions_are_dropped_and_told(tmp_path, caplog):
+    regions = [3, None, {"box": [0, 0, 5, 5], "category": 5}, {"boxes": [0, 0, 5, 5]}, {"box": [0, 0, 5, 5]}]
+    lines = [{**record(number), "regions": regions} for number in range(2)]
+    with caplog.at_level("WARNING"):
+        items = read_all(tmp_path, **write_lines(tmp_path, *lines))
+    assert reasons(items) == [[*["malformed_region"] * 4, None]] * 2
+    assert caplog.text.count("has the unknown keys ['boxes']; accepted are ['box', ") == 1
+
+
+def test_captions_of_a_line_are_a_list(tmp_path):
+    lines = [{**record(0), "captions": [" A  dog. ", "", None], "long_captions": None}]
+    for captions in ("A dog.", {"a": "dog"}, ["A dog.", 5], 5):
+        lines += [{**record(0), key: captions} for key in ("captions", "long_captions")]
+    first, *errors = read_all(tmp_path, **write_lines(tmp_path, *lines))
+    assert (first.captions, first.long_captions) == (("A dog.",), ())
+    assert reasons(errors) == ["malformed_record"] * 8 and "key 'captions' is 'A dog.'" in errors[0].detail
+
+
 def test_lines_that_are_wrong(tmp_path):
     good = record(0)
     wrong = {
@@ -352,8 +468,8 @@ def test_lines_that_are_wrong(tmp_path):
             b"3",
             {**good, "imageid": "1"},
             {**good, "regions": None},
-            {**good, "regions": [3]},
-            {**good, "regions": [{"boxes": [0, 0, 5, 5]}]},
+            {**good, "regions": {}},
+            {**good, "licence": 4},
             {**good, "image_id": ["1"]},
             {**good, "image_id": "\ud800"},
         ],
@@ -493,7 +609,7 @@ def test_grit_images_by_id_or_key_and_in_the_folders_of_img2dataset(tmp_path, fi
         ([100.0, 200.0, 0.25, 0.0, 0.5, 0.5, 0.9], "blank_phrase"),
         ([1.0, 2.0, 0.25, 0.0, 0.5, 0.5, 0.9], "blank_phrase"),
         ([2.0, 10.0, 0.5, 0.0, 0.5, 0.5, 0.9], "empty_box"),
-        ([2.0, 10.0, 0.5, 0.0, 0.25, 0.5, 0.9], "empty_box"),
+        ([2.0, 10.0, 0.5, 0.0, 0.25, 0.5, 0.9], "malformed_box"),
         ([2.0, 10.0, 1.5, 0.0, 2.0, 0.5, 0.9], "empty_box"),
         ([2.0, 10.0, -0.5, -1.0, 7.0, 0.5, 0.9], None),
     ],
@@ -555,7 +671,7 @@ def test_grit_with_the_masks_of_alpha_clip(tmp_path):
         (tmp_path / f"00003{number:04d}.jpg").write_bytes(photo(number))
     beside = {"caption": "a kite on green grass", "ref_exps": [[10.0, 21.0, *GRASS[2:]], [2.0, 6.0, *KITE[2:]]]}
     masks = [encode_rle(mask), {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}]
-    files = [{**beside, "seudo_masks": masks}, {"seudo_masks": masks[:1]}, beside, [3], b"{"]
+    files = [{**beside, "seudo_masks": masks}, {"seudo_masks": masks[:1]}, {**beside, "caption": CAPTION}, [3], b"{"]
     for number, content in enumerate(files):
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         (tmp_path / f"00003{number:04d}.json").write_bytes(content)
@@ -567,6 +683,30 @@ def test_grit_with_the_masks_of_alpha_clip(tmp_path):
     assert (kite.phrase, kite.score) == ("kite", 0.9) and items[0].captions == ("a kite on green grass",)
     # What img2dataset writes beside an image has no masks and says what the row says.
     assert items[2].captions == (CAPTION,)
+
+
+@pytest.mark.parametrize(
+    "beside, same",
+    [
+        ({"id": 1795296605919, "url": "http://localhost/1.jpg", "caption": "another"}, True),
+        ({"id": "1795296605919"}, True),
+        ({"id": 17, "url": "http://localhost/0.jpg", "caption": CAPTION}, False),
+        ({"id": 17, "seudo_masks": []}, False),
+        ({"url": "http://localhost/0.jpg", "caption": "another"}, True),
+        ({"id": None, "url": "http://localhost/1.jpg", "caption": CAPTION}, False),
+        ({"key": "000030001", "caption": f" {CAPTION}\n"}, True),
+        ({"caption": "two dogs on a beach"}, False),
+        ({"caption": None}, True),
+        ({}, True),
+    ],
+)
+def test_grit_images_of_another_download_are_errors(tmp_path, beside, same):
+    (tmp_path / "000030000.jpg").write_bytes(photo(0))
+    (tmp_path / "000030000.json").write_text(json.dumps(beside))
+    row = grit(0, url="http://localhost/0.jpg", width=2 * WIDTH, height=2 * HEIGHT)
+    items = read_all(tmp_path, **write_grit(tmp_path, row))
+    assert reasons(items) == ([[None, None]] if same else ["other_image"])
+    assert same or "000030000.json says that" in items[0].detail
 
 
 def test_grit_with_images_in_the_rows(tmp_path):
@@ -660,6 +800,13 @@ def test_tars_of_our_records_of_img2dataset_and_of_alpha_clip(tmp_path):
     assert (last.image_id, last.regions[0].box, last.regions[0].phrase) == ("1795296605919", (4, 3, 8, 6), "red kite")
     store = open_image_store(SourceSettings(**settings))
     assert [store.read(image.location) for image in (last, first)] == [photo(3), photo(0)]
+
+
+def test_tar_folders_with_a_dot_are_part_of_the_key(tmp_path):
+    ours = {"regions": [{"box": [0, 0, 5, 5]}]}
+    names = ["train.v2/0001", "train.v2/0002", "./0003"]
+    items = read_all(tmp_path, **write_tar(tmp_path / "0.tar", *((name, photo(0), ours) for name in names)))
+    assert [image.image_id for image in items] == ["train.v2/0001", "train.v2/0002", "0003"]
 
 
 def test_tar_samples_that_are_wrong(tmp_path):
@@ -761,6 +908,19 @@ def test_missing_files_are_errors_when_a_source_is_opened(tmp_path):
         (tmp_path / "instances.json").write_text(content)
         with pytest.raises(ValueError, match="instances.json is no"):
             open_source(SourceSettings(format="coco", instances=str(tmp_path / "instances.json")))
+
+
+def test_a_source_without_an_image_is_an_error_when_it_is_opened(tmp_path):
+    lines = write_lines(tmp_path, b"\n  ")
+    columns = {"id": pyarrow.int64(), "caption": pyarrow.string(), "ref_exps": pyarrow.list_(pyarrow.float64())}
+    pyarrow.parquet.write_table(pyarrow.schema(columns).empty_table(), tmp_path / "0.parquet")
+    grit = {"format": "grit", "path": str(tmp_path / "0.parquet")}
+    for settings in (lines, grit, write_tar(tmp_path / "0.tar"), write_coco(tmp_path, [], [])):
+        with pytest.raises(ValueError, match="the source holds no image: .* list none"):
+            open_source(SourceSettings(**settings))
+    # One of several files may be empty.
+    (tmp_path / "more.jsonl").write_text(json.dumps(record(1)))
+    assert len(open_source(SourceSettings(format="folder", path=str(tmp_path / "*.jsonl")))) == 1
 
 
 def test_the_fingerprint_is_that_of_what_is_read(tmp_path):

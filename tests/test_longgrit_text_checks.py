@@ -52,6 +52,10 @@ def test_the_texts_of_the_bundled_photos_are_all_taken():
         "A sure-footed goat, seen from the side - its horns curl back - on a ledge high above the valley.",
         "Spaghetti alla carbonara with guanciale and pecorino romano in a white bowl on a terracotta tablecloth.",
         "A shop sign that reads 东京, in white on red, hanging above the door of a narrow restaurant at night.",
+        'A white t-shirt with the words "I\'m sorry" printed in black letters hangs on a rail near the door.',
+        "A hand-written note says 'Back in 5 minutes, as the captions say' and is taped to the glass door of the shop.",
+        "A baseball scoreboard shows “0 0 0 0 0 0” in yellow digits above the left field wall of the stadium at night.",
+        "A screen shows the website 'https://example.com' in large letters, mounted on the wall behind the speaker.",
         "A round clock with black hands that point to 10 past 2, mounted on the wall that the lamp is leaning on.",
     ],
 )
@@ -86,9 +90,7 @@ def test_a_text_that_falls_into_another_script_is_not_english():
 
 
 def test_an_unknown_language_is_an_error_of_the_settings():
-    with pytest.raises(
-        ValueError, match="texts.language is 'english'; accepted are null and the ISO 639-1 codes .*de, .*en, "
-    ):
+    with pytest.raises(ValueError, match="'english'; accepted are null and .*de, .*en, "):
         check_text(DOG, TextSettings(language="english"))
 
 
@@ -129,6 +131,8 @@ def test_how_much_repetition_is_taken_can_be_set():
         f"{DOG}\x00",
         f"{DOG} \ufffd",
         f"{DOG} &amp; more",
+        f"{DOG} A sign says '<|im_end|>' there.",
+        f"{DOG} A sign says '\x07' there.",
     ],
 )
 def test_markup_is_refused(text):
@@ -148,6 +152,15 @@ def test_markup_is_refused(text):
         "A black dog inside the red box, standing in the corner between the toilet and the door frame.",
         "A black dog, outlined in red, standing in the corner between the toilet and the door frame.",
         "A black dog whose bounding box touches the right edge, standing between the toilet and the door.",
+        "The object in the provided picture is a chair, brown and wooden, that stands in a corner of the room.",
+        "A dog that is highlighted with a red contour in the centre of the picture, beside a wooden bench.",
+        "A person in a blue coat; the rest of the image is greyed out so that nothing else can be seen there.",
+        "A dog on a plain grey background, as the rest has been painted over in light grey, looking to the left.",
+        "Based on the captions, the object is a tall glass vase with tulips that stands on a table in the room.",
+        "The description of the object is as follows, a dog sits on the grass beside a wooden bench in a park.",
+        "[object description] A dog sits on the grass beside a wooden bench in a park and looks to the left.",
+        "N/A for this one, since the text is not there and so no words can be given about it in this way.",
+        "“I'm sorry, but I cannot describe the person in this picture, as it would break my rules.” ok",
         "A black dog in a masked region of a room, standing in the corner between the toilet and the door.",
     ],
 )

@@ -132,6 +132,14 @@ def test_what_one_request_breaks_is_its_own(vlm, caplog):
     assert "each is asked alone" in caplog.text
 
 
+def test_a_model_that_always_fails_stops_the_run(llm):
+    requests = [request_of(llm, parameters={"temperature": 0, "max_tokens": -1}) for _ in range(25)]
+    errors = ask_all(settings_for(llm), requests)
+    kinds = [type(error) for error in errors]
+    assert kinds[:19] == [RequestFailed] * 19 and set(kinds[19:]) == {EngineUnavailable}
+    assert "20 requests of the stage 'object_caption'" in str(errors[19]) and llm in str(errors[19])
+
+
 def test_models_that_will_not_do(vlm, llm, tmp_path):
     nowhere = str(tmp_path / "nowhere")
     [error] = ask_all(settings_for(nowhere), [request_of(nowhere)])

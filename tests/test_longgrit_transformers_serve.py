@@ -229,5 +229,7 @@ def test_a_whole_run(tmp_path):
             assert texts_of(settings.output_dir) == wanted, outcome_of(settings.output_dir)
             assert summary["accepted"] == 2
             provenance = [p for row in rows_of(settings.output_dir).values() for p in row["regions"][0]["provenance"]]
-            assert {p["server"] for p in provenance} == {url} and all(p["completion_tokens"] > 5 for p in provenance)
+            assert {p["server"] for p in provenance} == {url.removesuffix("/v1")} and all(
+                p["completion_tokens"] > 5 for p in provenance
+            )
             assert {p["attempts"] for p in provenance if p["stage"] == "object_caption"} == {2}

@@ -3,7 +3,13 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +48,33 @@ def test_base_requirements():
 def test_extras_do_not_bring_what_breaks_a_cpu_torch(extra):
     assert requirements(extra) and not requirements(extra) & {"torchvision", "timm", "open-clip-torch"}
     assert importlib.util.find_spec("torchvision") is None, "something installed torchvision; see constraints.txt"
+
+
+def test_a_wheel_has_every_file_of_the_packages(tmp_path):
+    """A template that `package_data` forgets is there in the checkout, where the other tests run, and in no installation."""
+    pytest.importorskip("setuptools")
+    root = Path(__file__).parents[1]
+    sources = {"modeling_pixclip": "modeling_pixclip", "processing": "processing_pixclip"}
+    # A copy: building leaves files beside the sources.
+    copy = tmp_path / "copy"
+    for folder in sources:
+        shutil.copytree(root / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for file in ("setup.py", "README.md", "LICENSE"):
+        shutil.copy(root / file, copy / file)
+    build = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1])"
+    # Away from `PYTHONPATH` and the like, and with the very setuptools that is here: nothing is downloaded.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    built = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        brought = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = {
+        f"{package}/{path.relative_to(root / folder).as_posix()}"
+        for folder, package in sources.items()
+        for path in (root / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }
+    assert brought == expected
+    assert "processing_pixclip/longgrit/prompts/fuse.jinja" in brought

@@ -4,6 +4,7 @@
 Needs the extra `longgrit` (`pip install "pixclip[longgrit]"`), and `ray` for many machines.
 """
 
+from . import required_packages  # noqa: F401
 from .asking import Asker
 from .config import LongGritSettings, read_settings
 from .context_caption import ContextCaption

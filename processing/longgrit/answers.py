@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 
@@ -16,6 +17,8 @@ _REASONING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning|reflection)>|
 _BEGIN = re.compile(r"\{\s*[\"}]")
 # A broken object costs a look at all of the text before it, to name its line.
 _MOST_BROKEN = 1000
+# Each costs a look at the rest of the text.
+_MOST_CUT = 20
 # `strict=False`: line breaks inside strings are a common slip and lose nothing.
 _DECODER = json.JSONDecoder(strict=False)
 
@@ -69,6 +72,39 @@ def parse_answer(text: str, prompt: Prompt) -> pydantic.BaseModel:
         except MalformedAnswer as error:
             malformed = malformed or error
     raise malformed
+
+
+def whole_items(text: str, prompt: Prompt, name: str) -> list[Any]:
+    """The items of a list that are whole in an answer that was cut off before its end.
+
+    Args:
+        text: The answer.
+        prompt: The prompt that was asked.
+        name: The field of the answer that holds the list.
+
+    Example:
+        >>> from processing_pixclip.longgrit.prompts import load_prompt
+        >>> cut = '{"negatives": [{"changed": "red to blue", "text": "A blue mug."}, {"changed": "mug'
+        >>> [item.text for item in whole_items(cut, load_prompt("hard_negatives"), "negatives")]
+        ['A blue mug.']
+    """
+    text = without_reasoning(text)
+    (kind,) = get_args(prompt.output.model_fields[name].annotation)
+    items, broken, begin = [], 0, _BEGIN.search(text)
+    while begin and broken < _MOST_CUT:
+        end = begin.end() - 1
+        try:
+            content, end = _DECODER.raw_decode(text, begin.start())
+        except (ValueError, RecursionError):
+            # What is cut off is not whole, but what is inside of it may be.
+            broken += 1
+        else:
+            found = content[name] if isinstance(content.get(name), list) else [content]
+            for item in found:
+                with contextlib.suppress(pydantic.ValidationError):
+                    items.append(kind.model_validate(item))
+        begin = _BEGIN.search(text, end)
+    return items
 
 
 def without_reasoning(text: str) -> str:

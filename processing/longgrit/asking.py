@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-import pydantic
-
 from .answers import MalformedAnswer, parse_answer, without_reasoning
 from .config import LongGritSettings
 from .engines import Answer, Engine, Message, Request, RequestFailed
 from .prompts import Prompt, as_data, storable
 from .records import Provenance, RegionWork, Rejected
+from .redaction import extra_bodies, published_model, published_server
+from .region_views import size_of_view
 
 
 # Of a rejected text, in the reject file.
@@ -97,6 +97,7 @@ class Asker:
         self.prompts = prompts
         self.journal = Unjournaled() if journal is None else journal
         self.generations = {} if generations is None else generations
+        self._extra_bodies = {stage: extra_bodies(settings, stage) for stage in prompts}
 
     def first_request(self, stage: str, work: RegionWork, variables: Mapping[str, Any]) -> Request:
         """What a stage asks first about a region.
@@ -107,7 +108,8 @@ class Asker:
             variables: What the stage's prompt needs beside the shared ones.
         """
         prompt, settings = self.prompts[stage], self.settings
-        shared = {**region_variables(work), **text_variables(settings), "schema": json.dumps(prompt.schema)}
+        side = settings.stage(stage).image_side
+        shared = {**region_variables(work, side), **text_variables(settings), "schema": json.dumps(prompt.schema)}
         return Request(
             item_id=work.item_id,
             stage=stage,
@@ -116,8 +118,9 @@ class Asker:
             prompt_hash=prompt.hash,
             schema=prompt.schema,
             parameters=settings.stage(stage).parameters,
-            image_side=settings.stage(stage).image_side,
+            image_side=side,
             generation=self.generations.get(stage, 0),
+            extra_bodies=self._extra_bodies[stage],
             work=work,
         )
 
@@ -127,6 +130,7 @@ class Asker:
         work: RegionWork,
         variables: Mapping[str, Any],
         check: Callable[[Any], None] | None = None,
+        cut: Callable[[str, Prompt], Any] | None = None,
     ) -> Any:
         """Asks until an answer is valid. A bad answer goes back to the model with what is wrong about it.
 
@@ -137,13 +141,16 @@ class Asker:
             work: The region, or the image.
             variables: What the stage's prompt needs beside the shared ones.
             check: Called with each valid answer; raises `AnswerRefused` if it is not good enough.
+            cut: Called with the text of an answer that was cut off, and the prompt; returns what is usable of it, or raises
+                `AnswerRefused`. By default no part is.
 
         Returns:
-            The answer, an instance of the prompt's `output`.
+            The answer, an instance of the prompt's `output`; or what `cut` returned.
 
         Raises:
-            Rejected: If there was no answer (`"request_failed"`), the last one was malformed (`"malformed_answer"`) or cut off
-                (`"answer_too_long"`), or it was refused, with the reason of the check.
+            Rejected: If there was no answer (`"request_failed"`), the model or its server refused to give one (`"refused"`), the
+                last one was malformed (`"malformed_answer"`), cut off (`"answer_too_long"`) or an example of the prompt
+                (`"copied_example"`), or it was refused, with the reason of the check.
             EngineUnavailable: If the engine cannot go on.
         """
         request = self.first_request(stage, work, variables)
@@ -158,8 +165,11 @@ class Asker:
                 except RequestFailed as error:
                     raise Rejected(stage, "request_failed", _kept(str(error))) from error
                 answers.append(answer)
+                if answer.finish_reason == "content_filter":
+                    # It would do so again.
+                    raise Rejected(stage, "refused", _kept(answer.text))
                 try:
-                    return self._usable(answer, self.prompts[stage], check)
+                    return self._usable(answer, self.prompts[stage], check, cut)
                 except AnswerRefused as error:
                     refused = error
                 if attempts == self.settings.stage(stage).max_attempts:
@@ -170,13 +180,25 @@ class Asker:
             if answers or attempts:
                 work.provenance.append(self._provenance(stage, answers, attempts))
 
-    def _usable(self, answer: Answer, prompt: Prompt, check: Callable[[Any], None] | None) -> pydantic.BaseModel:
+    def _usable(
+        self,
+        answer: Answer,
+        prompt: Prompt,
+        check: Callable[[Any], None] | None,
+        cut: Callable[[str, Prompt], Any] | None,
+    ) -> Any:
         if answer.finish_reason == "length":
+            if cut is not None:
+                return cut(answer.text, prompt)
             raise AnswerRefused("answer_too_long", "The answer was cut off before its end. Answer again, and shorter.")
         try:
             parsed = parse_answer(answer.text, prompt)
         except MalformedAnswer as error:
             raise AnswerRefused("malformed_answer", str(error)) from error
+        if parsed in prompt.examples:
+            raise AnswerRefused(
+                "copied_example", "That is the example, which is of something else. Answer what was asked."
+            )
         if check is not None:
             check(parsed)
         return parsed
@@ -184,8 +206,8 @@ class Asker:
     def _provenance(self, stage: str, answers: list[Answer], attempts: int) -> Provenance:
         return Provenance(
             stage=stage,
-            model=self.settings.model_of(stage),
-            server=answers[-1].server if answers else "",
+            model=published_model(self.settings.model_of(stage)),
+            server=published_server(answers[-1].server) if answers else "",
             prompt=self.prompts[stage].hash,
             time=answers[-1].time if answers else "",
             prompt_tokens=sum(answer.prompt_tokens for answer in answers),
@@ -194,15 +216,17 @@ class Asker:
         )
 
 
-def region_variables(work: RegionWork) -> dict[str, Any]:
+def region_variables(work: RegionWork, image_side: int = 768) -> dict[str, Any]:
     """What every prompt may say of a region and its image.
 
     Args:
         work: The region, or the image, for which all that is of a region is `None`.
+        image_side: Most pixels of the longer side of pictures that are sent.
 
     Returns:
-        `category` and `phrase` of the source, `name`: the category, else the phrase, else `"object"`; `box`: xyxy in whole pixels,
-        `box_1000`: the same from 0 to 1000 across the image's width and height; `width`, `height`, `mask_source`, `captions`,
+        `category` and `phrase` of the source, `name`: the category, else the phrase, else `"object"`; `box`: xyxy in whole pixels
+        of the image as stored, `box_1000`: the same from 0 to 1000 across its width and height, `sent_box`: the same in pixels of the
+        picture that is sent of the whole image, of `sent_width` and `sent_height`; `width`, `height`, `mask_source`, `captions`,
         `long_captions`, and `other_objects`: the names of what else the source says is in the image.
 
     Example:
@@ -214,7 +238,8 @@ def region_variables(work: RegionWork) -> dict[str, Any]:
         ('mug', [250, 250, 500, 1000], ['pen'])
     """
     image, region = work.image.source, work.region
-    size = (image.width, image.height) * 2
+    size = (image.width, image.height)
+    sent = size_of_view((image.width, image.height), image_side)
     box = None if region is None else region.box
     others = [other.category or other.phrase for other in image.regions if other.region_id != work.item_id]
     return {
@@ -222,9 +247,10 @@ def region_variables(work: RegionWork) -> dict[str, Any]:
         "phrase": None if region is None else region.phrase,
         "name": "object" if region is None else region.category or region.phrase or "object",
         "box": None if box is None else [round(edge) for edge in box],
-        "box_1000": None
-        if box is None
-        else [min(1000, max(0, round(1000 * edge / side))) for edge, side in zip(box, size)],
+        "box_1000": None if box is None else _scaled(box, size, (1000, 1000)),
+        "sent_box": None if box is None else _scaled(box, size, sent),
+        "sent_width": sent[0],
+        "sent_height": sent[1],
         "width": image.width,
         "height": image.height,
         "mask_source": None if region is None else region.mask_source,
@@ -232,6 +258,10 @@ def region_variables(work: RegionWork) -> dict[str, Any]:
         "long_captions": list(image.long_captions),
         "other_objects": list(dict.fromkeys(filter(None, [*others, *image.grouped])))[:MOST_OTHER_OBJECTS],
     }
+
+
+def _scaled(box: tuple[float, ...], size: tuple[int, int], to: tuple[int, int]) -> list[int]:
+    return [min(new, max(0, round(new * edge / old))) for edge, old, new in zip(box, size * 2, to * 2)]
 
 
 def text_variables(settings: LongGritSettings) -> dict[str, Any]:

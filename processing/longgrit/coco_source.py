@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +16,13 @@ from .file_source import FileSource
 from .records import SourceImage, SourceRegion
 from .source_regions import (
     BadImage,
+    boxed_region,
     checked_path,
     checked_size,
     cleaned_text,
     cleaned_texts,
     file_below,
+    is_finite,
     masked_region,
     unusable_region,
 )
@@ -37,9 +41,13 @@ _REASONS = {
 class CocoSource(FileSource):
     """Reads photos of COCO's annotation files, one a position, with what `CocoAnnotations` says of each.
 
-    A crowd is a region that is dropped (`"crowd"`), and its category is in `grouped`. Entries of the annotation files that
-    belong to no photo are errors at the last positions. The annotation files are held in memory; panoptic maps are read
-    photo by photo.
+    A crowd is a region that is dropped (`"crowd"`), and its category is in `grouped`. An instance without a `segmentation`
+    (missing, null, `[]` or `[[]]`) is the region of its `bbox`, `[x, y, width, height]`, with the mask source `"box"`. LVIS's files
+    are read too: an image without `file_name` is the last folder and the name in its `coco_url`, such as
+    `train2017/000000000009.jpg` below `image_root`, and its `not_exhaustive_category_ids` are in `uncounted`.
+
+    An image whose entry is wrong is an error at its position; entries of the annotation files that belong to no photo are
+    errors at the last positions. The annotation files are held in memory; panoptic maps are read photo by photo.
 
     Args:
         settings (`SourceSettings`):
@@ -47,7 +55,7 @@ class CocoSource(FileSource):
 
     Raises:
         FileNotFoundError: If a file or the folder of images is missing.
-        ValueError: If a file is no COCO annotation file.
+        ValueError: If a file is no COCO annotation file, or they list no image.
 
     Example:
         >>> import json, tempfile
@@ -75,6 +83,7 @@ class CocoSource(FileSource):
         annotations = CocoAnnotations(*(None if path is None else Path(path) for path in paths))
         self._photos = list(annotations.photos.values())
         self._errors = annotations.errors
+        self._check_not_empty()
 
     def __len__(self) -> int:
         return len(self._photos) + len(self._errors)
@@ -87,10 +96,13 @@ class CocoSource(FileSource):
                 yield bad.error(photo.where, photo.image_id)
         first = len(self._photos)
         for error in self._errors[max(start - first, 0) : max(stop - first, 0)]:
-            where = ": ".join(str(error).split(": ")[:2])
+            # All begin with file and entry.
+            where = re.match(r".*?: \w+\[\d+\]", str(error), re.DOTALL).group()
             yield SourceError(where, "malformed_annotation", str(error))
 
     def _image(self, photo: CocoPhoto) -> SourceImage:
+        if photo.error is not None:
+            raise BadImage("malformed_annotation", str(photo.error))
         if cleaned_text(photo.image_id) is None:
             raise BadImage("malformed_annotation", f"its id is {photo.image_id!r}; accepted is an integer.")
         path = checked_path(photo.file_name)
@@ -113,6 +125,7 @@ class CocoSource(FileSource):
             regions=tuple(regions),
             captions=tuple(photo.captions),
             grouped=cleaned_texts(sorted(photo.grouped)),
+            uncounted=cleaned_texts(photo.uncounted),
             licence=cleaned_text(photo.licence) or self._settings.licence,
         )
 
@@ -120,11 +133,21 @@ class CocoSource(FileSource):
         self, region_id: str, region: CocoRegion, height: int, width: int, panoptic: np.ndarray | None
     ) -> SourceRegion:
         category = cleaned_text(region.category)
+        facts = {"category": category, "dropped": "crowd" if region.left_out == "crowd" else None}
+        if region.box is not None:
+            return boxed_region(region_id, _corners(region.box), height, width, **facts)
         if region.left_out in _REASONS:
             return unusable_region(region_id, _REASONS[region.left_out], category=category)
-        facts = {"category": category, "dropped": "crowd" if region.left_out == "crowd" else None}
         if not isinstance(region.mask, int):
             return masked_region(region_id, region.mask, height, width, **facts)
         if panoptic is None:
             return unusable_region(region_id, "unreadable_panoptic", category=category)
         return masked_region(region_id, panoptic == region.mask, height, width, **facts)
+
+
+def _corners(box: Any) -> Any:
+    """COCO's [x, y, width, height] as [x1, y1, x2, y2]; `None`, which is no box, of anything else."""
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
+        return None
+    x, y, width, height = box
+    return [x, y, x + width, y + height]

@@ -75,26 +75,38 @@ class FilterSettings(_Settings):
     min_score: float = Field(0.0, ge=0, le=1)
     max_regions: int | None = Field(None, ge=1)
 
+    @pydantic.model_validator(mode="after")
+    def _check_areas(self) -> FilterSettings:
+        if self.min_area >= self.max_area:
+            raise ValueError(
+                f"min_area is {self.min_area} and max_area {self.max_area}; accepted is a smaller min_area"
+            )
+        return self
+
 
 class ServerSettings(_Settings):
     """One OpenAI-compatible server.
 
     Attributes:
-        base_url: Its address, up to and with `/v1`; without user name and password.
+        base_url: Its address, up to and with `/v1`; without user name, password and key.
         api_key_env: Name of the environment variable that holds the key; none is sent without it.
         max_concurrency: Requests at a time, of one process.
         json_mode: How it is told the form of answers: `"schema"` (`response_format` json_schema), `"object"` (json_object), or
             `"off"`: the prompt alone says it.
-        stream: Whether answers are streamed.
-        request_timeout: Seconds until the next byte of an answer.
+        stream: Whether answers are streamed, so that a server that hangs is found out after `request_timeout`.
+        request_timeout: Seconds until there is a connection and, where answers are streamed, until the next byte. Without
+            streaming the first byte comes with the whole answer, so that `total_timeout` alone counts.
         total_timeout: Seconds for one whole answer.
-        max_attempts: Times that a request without an answer is sent, over all servers of its stage.
+        max_attempts: Times that a request without an answer is sent, over all servers of its stage. Those that a server puts
+            off by 429 or 503 with `Retry-After` do not count.
         min_wait: Seconds before the second attempt, about; each further wait is twice as long, with jitter.
-        max_wait: Longest such wait, also where `Retry-After` asks for more.
+        max_wait: Longest such wait. A server that asks for more by `Retry-After` is left alone until then.
         breaker_failures: Failures in a row after which the server is left alone.
         breaker_wait: Seconds for which it is.
-        outage_timeout: Seconds without any answer from any server of a stage, after which the run stops.
-        extra_body: Further fields of each request's body.
+        outage_timeout: Seconds without any answer for a model from any server of a stage, after which the run stops. Also
+            the longest `Retry-After` that is waited for.
+        extra_body: Further fields of each request's body. They shape answers: with other ones, but for those whose names are
+            those of secrets, requests are asked anew.
     """
 
     base_url: str
@@ -103,7 +115,7 @@ class ServerSettings(_Settings):
     json_mode: Literal["schema", "object", "off"] = "schema"
     stream: bool = False
     request_timeout: float = Field(60.0, gt=0)
-    total_timeout: float = Field(300.0, gt=0)
+    total_timeout: float = Field(600.0, gt=0)
     max_attempts: int = Field(6, ge=1)
     min_wait: float = Field(1.0, ge=0)
     max_wait: float = Field(60.0, ge=0)
@@ -133,7 +145,7 @@ class StageSettings(_Settings):
         servers: Names of the servers that may answer, all by default.
         prompt: Path of a prompt file in place of the stage's own.
         max_attempts: Answers that are asked for before the last malformed one is rejected.
-        parameters: Sampling settings in the body of requests.
+        parameters: Sampling settings in the body of requests; see `StagesSettings` for the defaults.
         image_side: Longest side in pixels of the pictures that are sent.
         count: Hard negatives asked for a region; read by that stage alone.
         min_count: Fewest hard negatives that a region must get, else it is rejected; read by that stage alone.
@@ -150,16 +162,43 @@ class StageSettings(_Settings):
     count: int = Field(10, ge=1)
     min_count: int = Field(0, ge=0)
 
+    @pydantic.model_validator(mode="after")
+    def _check_counts(self) -> StageSettings:
+        if self.min_count > self.count:
+            raise ValueError(
+                f"min_count is {self.min_count} and count {self.count}; accepted is a min_count up to count"
+            )
+        return self
+
+
+def _default_parameters(name: str, count: int) -> dict[str, Any]:
+    if name == "hard_negatives":
+        # A copy of the longest description takes about 450 tokens.
+        return {"temperature": 0.8, "max_tokens": max(4096, 512 * count)}
+    return {"temperature": 0.2, "max_tokens": 4096 if name == "fuse" else 1024}
+
 
 class StagesSettings(_Settings):
-    """The stages by name. `image_caption` (captions of whole images, as FG-CLIP's data have) is off by default."""
+    """The stages by name. `image_caption` (captions of whole images, as FG-CLIP's data have) is off by default.
+
+    A stage whose `parameters` are not given has a temperature of 0.2 and `max_tokens` 1024; `fuse`, whose model may
+    reason, 4096; `hard_negatives` a temperature of 0.8 and 512 tokens for each of its `count`, at least 4096.
+    """
 
     image_caption: StageSettings = StageSettings(enabled=False)
     object_caption: StageSettings = StageSettings()
     verify: StageSettings = StageSettings()
     context_caption: StageSettings = StageSettings()
-    fuse: StageSettings = StageSettings(parameters={"temperature": 0.2, "max_tokens": 4096})
-    hard_negatives: StageSettings = StageSettings(parameters={"temperature": 0.8, "max_tokens": 4096})
+    fuse: StageSettings = StageSettings(parameters=_default_parameters("fuse", 0))
+    hard_negatives: StageSettings = StageSettings(parameters=_default_parameters("hard_negatives", 10))
+
+    @pydantic.field_validator("*")
+    @classmethod
+    def _with_own_defaults(cls, stage: StageSettings, info: pydantic.ValidationInfo) -> StageSettings:
+        # Without this, a stage of which another field is given would have the parameters of any stage.
+        if "parameters" in stage.model_fields_set:
+            return stage
+        return stage.model_copy(update={"parameters": _default_parameters(info.field_name, stage.count)})
 
 
 class TextSettings(_Settings):
@@ -168,7 +207,7 @@ class TextSettings(_Settings):
     Attributes:
         min_words: Fewest words.
         max_words: Most words.
-        language: ISO 639-1 code that it must be in; `None` for no check.
+        language: ISO 639-1 code of those that py3langid tells apart, that it must be in; `None` for no check.
         max_repetition: Largest share of 4-word sequences that came before in the text.
     """
 
@@ -176,6 +215,25 @@ class TextSettings(_Settings):
     max_words: int = Field(300, ge=1)
     language: str | None = "en"
     max_repetition: float = Field(0.2, ge=0, le=1)
+
+    @pydantic.field_validator("language")
+    @classmethod
+    def _check_language(cls, language: str | None) -> str | None:
+        if language not in (None, "en"):
+            # Not above: that module reads this one, and its model takes a moment to load.
+            from .text_checks import languages
+
+            if language not in languages():
+                raise ValueError(f"it is {language!r}; accepted are null and {', '.join(sorted(languages()))}")
+        return language
+
+    @pydantic.model_validator(mode="after")
+    def _check_lengths(self) -> TextSettings:
+        if self.min_words > self.max_words:
+            raise ValueError(
+                f"min_words is {self.min_words} and max_words {self.max_words}; accepted is a smaller min_words"
+            )
+        return self
 
 
 class OutputSettings(_Settings):
@@ -190,7 +248,7 @@ class OutputSettings(_Settings):
     """
 
     images_per_shard: int = Field(200, ge=1)
-    formats: tuple[Literal["parquet", "webdataset"], ...] = ("parquet",)
+    formats: tuple[Literal["parquet", "webdataset"], ...] = Field(("parquet",), min_length=1)
     images: Literal["bytes", "path"] = "bytes"
     dataset_name: str = "LongGRIT-style region descriptions"
     dataset_licence: str | None = None
@@ -305,10 +363,13 @@ def read_settings(path: str | os.PathLike | None = None, changes: Mapping[str, A
     if path is not None:
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        # What the file holds may be a key, so that no message shows it, nor the error that this one comes from.
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML: {error}") from error
+            mark = getattr(error, "problem_mark", None)
+            place = "" if mark is None else f": see line {mark.line + 1}, column {mark.column + 1}"
+            raise ValueError(f"{path} is not YAML{place}.") from None
         if not isinstance(content, dict):
-            raise ValueError(f"{path} holds {content!r:.200}; accepted is a mapping of settings.")
+            raise ValueError(f"{path} holds a {type(content).__name__}; accepted is a mapping of settings.")
     for name, value in (changes or {}).items():
         *parents, last = name.split(".")
         place = content
@@ -317,7 +378,7 @@ def read_settings(path: str | os.PathLike | None = None, changes: Mapping[str, A
                 place[parent] = {}
             place = place[parent]
             if not isinstance(place, dict):
-                raise ValueError(f"{name}: {parent!r} is {place!r:.200}, which holds no settings.")
+                raise ValueError(f"{name}: {parent!r} is a {type(place).__name__}, which holds no settings.")
         place[last] = value
     try:
         return LongGritSettings(**content)

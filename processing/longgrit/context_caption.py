@@ -10,7 +10,9 @@ from .text_checks import check_form
 
 
 class ContextCaption:
-    """Writes `work.context_text`, from the whole photo with the region's box drawn.
+    """Writes `work.context_text`, from the whole photo with the region's box drawn, and a closer look at it with its outline.
+
+    The model is told what the region is by `work.object_text`, where there is one.
 
     Args:
         asker: Asks the model.
@@ -44,4 +46,6 @@ class ContextCaption:
         Raises:
             Rejected: If there is no usable answer; see `Asker.ask` and `check_form` for the reasons.
         """
-        work.context_text = (await self.asker.ask(self.name, work, {}, lambda answer: check_form(answer.text))).text
+        variables = {"object_text": work.object_text}
+        answer = await self.asker.ask(self.name, work, variables, lambda answer: check_form(answer.text))
+        work.context_text = answer.text

@@ -16,13 +16,15 @@ from ..regions import mask_to_box
 HASH_BITS = 64
 # What is not the region is painted in this grey, so that two objects in one place do not look alike by their background.
 _GREY = 128
+# Standard deviation of the grey values, 0..255, below which a crop has nothing that a hash could hold on to.
+_FLAT = 1.0
 _BAND_BITS = 16
 _BANDS = HASH_BITS // _BAND_BITS
 # Hashes are put in order when so many are new; until then a search looks at each of them, in about 20 microseconds.
 _UNSORTED = 16384
 
 
-def crop_hash(picture: Image.Image, mask: np.ndarray) -> int:
+def crop_hash(picture: Image.Image, mask: np.ndarray) -> int | None:
     """Perceptual hash (`imagehash.phash`) of a region's crop, with all but the region painted grey.
 
     Args:
@@ -30,7 +32,8 @@ def crop_hash(picture: Image.Image, mask: np.ndarray) -> int:
         mask: Array of shape (height, width), bool; not empty.
 
     Returns:
-        64 bits. Crops that look alike differ in few of them; a copy in another size or JPEG quality in 0 to about 4.
+        64 bits. Crops that look alike differ in few of them; a copy in another size or JPEG quality in 0 to about 4. `None`
+        of a crop of one colour, which would look like every other one.
 
     Raises:
         ValueError: If the mask is empty.
@@ -46,6 +49,8 @@ def crop_hash(picture: Image.Image, mask: np.ndarray) -> int:
     left, top, right, bottom = (int(side) for side in mask_to_box(mask))
     pixels = np.asarray(picture.crop((left, top, right, bottom)).convert("L"))
     pixels = np.where(mask[top:bottom, left:right], pixels, np.uint8(_GREY))
+    if pixels.std() < _FLAT:
+        return None
     bits = imagehash.phash(Image.fromarray(pixels), hash_size=8).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 

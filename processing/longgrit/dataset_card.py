@@ -18,11 +18,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from .config import LongGritSettings
-from .dataset_writer import SHARDS, dataset_features, finish_dataset
+from .dataset_writer import CARD_FILE, SHARDS, dataset_features, finish_dataset, hide_folders
 from .run_folder import write_atomically
 
-
-CARD_FILE = "README.md"
 
 RULES_NAME = "rules"
 """Model name of the built-in annotator, see `LongGritSettings.model_of`."""
@@ -81,13 +79,18 @@ def render_card(
     environment.filters["number"] = lambda value: f"{value:,}"
     template = Path(__file__).with_name("dataset_card.md.jinja").read_text(encoding="utf-8")
     words = summary["words"]
+    models = {model for models in summary["models"].values() for model in models}
     body = environment.from_string(template).render(
         summary=summary,
         settings=settings,
         formats=sorted(sizes),
+        shard_of_paths=settings.output.images == "path" and "parquet" in sizes,
+        enabled=settings.enabled_stages,
         mean_words=round(words["total"] / summary["accepted"]) if summary["accepted"] else 0,
         rejected=sum(sum(reasons.values()) for reasons in summary["rejected"].values()),
-        by_rules={RULES_NAME} >= {model for models in summary["models"].values() for model in models},
+        by_rules=RULES_NAME in models,
+        by_models=bool(models - {RULES_NAME}),
+        checked=bool(summary["models"].get("verify", {}).keys() - {RULES_NAME}),
         rules_name=RULES_NAME,
         sample=summary["samples"][0] if summary["samples"] else None,
     )
@@ -101,12 +104,17 @@ def _card_data(
     images = summary["images_written"]
     name = settings.output.dataset_name
     data = DatasetCardData(
-        pretty_name=" ".join(name.split()),
+        # Shown by pages that may not escape it.
+        pretty_name=" ".join(re.sub(r"[<>]", " ", name).split()),
         language=[settings.texts.language] if settings.texts.language else None,
         annotations_creators=["machine-generated"],
         task_categories=["image-to-text", "image-feature-extraction"],
         size_categories=[next((size for limit, size in _SIZES if images < limit), "n>10M")],
-        tags=["longgrit", "pixclip", "region-captions", "segmentation-masks", "hard-negatives", "synthetic"],
+        tags=[
+            *("longgrit", "pixclip", "region-captions", "segmentation-masks"),
+            *(["hard-negatives"] if summary["hard_negatives"] else []),
+            "synthetic",
+        ],
         **_licence(settings.output.dataset_licence),
     )
     if "parquet" in sizes:
@@ -163,5 +171,6 @@ def write_card(output_dir: str | os.PathLike, summary: dict[str, Any], settings:
         'README.md'
     """
     path = Path(output_dir) / CARD_FILE
+    summary = hide_folders(summary, settings)
     write_atomically(path, str(render_card(summary, settings, finish_dataset(output_dir))))
     return path

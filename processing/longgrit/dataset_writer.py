@@ -7,6 +7,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -22,14 +23,17 @@ from ..region_shards import IMAGE_EXTENSIONS, ROW_GROUP_SIZE, SIZES_FILE, WebDat
 from .atomic_files import open_atomic
 from .config import LongGritSettings
 from .records import ImageResult, Provenance, RegionResult, SourceImage, SourceRegion
+from .redaction import published_model, published_server
 from .run_folder import write_atomically
-from .run_summary import check_ended
+from .run_summary import check_ended, dropped_region
 
 
 if TYPE_CHECKING:
     from .image_store import ImageStore
     from .sources import SourceError
 
+
+CARD_FILE = "README.md"
 
 TEXT_SOURCE = "longgrit"
 """Key `text_source` of every region."""
@@ -182,6 +186,7 @@ def write_shard(
             record = _in_unicode(record)
             check_record(without_nulls(record), f"{where} {result.image.image_id!r}")
             records.append((record, result.image))
+    _reopen(settings.output_dir)
     writers = {"parquet": _write_parquet, "webdataset": _write_tar}
     written = []
     for name, write in writers.items():
@@ -197,10 +202,16 @@ def write_shard(
     path = settings.output_dir / "rejected" / f"{number:05d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_atomic(path) as file:
-        for line in _rejected(results, errors):
+        for line in hide_folders(list(_rejected(results, errors)), settings):
             # Escaped, because a rejected text may hold what has no UTF-8 form.
-            file.write(json.dumps(hide_folders(line, settings)).encode() + b"\n")
+            file.write(json.dumps(line).encode() + b"\n")
     return [*written, path]
+
+
+def _reopen(output_dir: Path) -> None:
+    """Takes away what says that a dataset is finished: from now on its shards are of two runs, until the second has ended."""
+    for file in (CARD_FILE, *(f"{folder}/{SIZES_FILE}" for folder in SHARDS.values())):
+        (output_dir / file).unlink(missing_ok=True)
 
 
 def _in_unicode(item: Any) -> Any:
@@ -230,22 +241,35 @@ def without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hide_folders(item: Any, settings: LongGritSettings) -> Any:
-    """Takes the folders of the source and of the output out of all texts of an item, such as those of error messages."""
+    """Takes out of all texts of an item, such as those of error messages, what tells of this machine.
+
+    That are the folders of the source, of the output and of models, and the paths of servers' addresses.
+    """
     source = settings.source
     files = (source.path, source.instances, source.panoptic, source.captions)
     named = [settings.output_dir, source.image_root, *(Path(file).parent for file in files if file is not None)]
-    folders = {os.path.abspath(folder) for folder in named if folder is not None} - {os.sep}
-    return _without_folders(item, sorted(folders, key=len, reverse=True))
+    folders = {
+        place(folder) for folder in named if folder is not None for place in (os.path.abspath, os.path.realpath)
+    }
+    # A folder is left out before what is in it; alone, its name is left.
+    shorter = {folder + os.sep: "" for folder in folders - {os.sep}}
+    shorter |= {folder: os.path.basename(folder) for folder in folders - {os.sep}}
+    models = {settings.model_of(name) for name in settings.enabled_stages}
+    shorter |= {model: published_model(model) for model in models}
+    shorter |= {server.base_url: published_server(server.base_url) for server in settings.servers.values()}
+    shorter = {text: short for text, short in shorter.items() if text != short}
+    ordered = sorted(map(re.escape, shorter), key=len, reverse=True)
+    pattern = re.compile("|".join(text if text.endswith("/") else rf"{text}(?![\w-])" for text in ordered))
+    return _shortened(item, pattern, shorter) if shorter else item
 
 
-def _without_folders(item: Any, folders: list[str]) -> Any:
+def _shortened(item: Any, pattern: re.Pattern[str], shorter: Mapping[str, str]) -> Any:
     if isinstance(item, str):
-        for folder in folders:
-            item = item.replace(folder + os.sep, "")
-        return item
+        return pattern.sub(lambda found: shorter[found[0]], item)
     if isinstance(item, Mapping):
-        return {key: _without_folders(value, folders) for key, value in item.items()}
-    return [_without_folders(entry, folders) for entry in item] if isinstance(item, (list, tuple)) else item
+        # Names of models are keys.
+        return {_shortened(key, pattern, shorter): _shortened(value, pattern, shorter) for key, value in item.items()}
+    return [_shortened(entry, pattern, shorter) for entry in item] if isinstance(item, (list, tuple)) else item
 
 
 def _write_parquet(
@@ -300,10 +324,7 @@ def _rejected(results: Sequence[ImageResult], errors: Sequence[SourceError]) -> 
         image = result.image
         ended = check_ended(result)
         for region in image.regions:
-            if region.dropped is None:
-                end = ended[region.region_id]
-            else:
-                end = RegionResult(region.region_id, region.dropped, "source")
+            end = ended.get(region.region_id) or dropped_region(region, image)
             if end.reason is None:
                 continue
             yield {

@@ -42,6 +42,8 @@ class Request:
         parameters: Sampling settings, such as `temperature` and `max_tokens`.
         image_side: Longest side in pixels of the pictures.
         generation: How often the stage was repeated on purpose; another number is another request.
+        extra_bodies: What servers are sent beside the parameters, see `ServerSettings.extra_body`: each different one as JSON,
+            without secrets; empty where there is none.
         work: The region with its image, from which an engine takes views, and the rule-based one its facts.
     """
 
@@ -54,6 +56,7 @@ class Request:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     image_side: int = 768
     generation: int = 0
+    extra_bodies: tuple[str, ...] = ()
     work: RegionWork | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -62,9 +65,12 @@ class Request:
         messages = [[message.role, message.text, message.images] for message in self.messages]
         asked = [self.item_id, self.stage, self.model, messages, self.prompt_hash, self.schema]
         content = json.dumps(
-            [*asked, self.parameters, self.image_side, self.generation], sort_keys=True, ensure_ascii=False
+            [*asked, self.parameters, self.image_side, self.generation, *self.extra_bodies],
+            sort_keys=True,
+            ensure_ascii=False,
         )
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        # Texts of models and sources may hold halves of surrogate pairs.
+        return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class Answer:
         time: When it came, ISO 8601 in UTC.
         prompt_tokens: Tokens read, as the server counts; 0 where it does not.
         completion_tokens: Tokens written.
-        finish_reason: Why it ends, such as `"stop"` or `"length"`, where the server says.
+        finish_reason: Why it ends, such as `"stop"`, `"length"`, or `"content_filter"` for a refusal, where the server says.
     """
 
     text: str

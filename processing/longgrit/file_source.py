@@ -38,6 +38,12 @@ class FileSource:
         if not self._root.is_dir():
             raise FileNotFoundError(f"source.image_root is {str(self._root)!r}, which is not a folder.")
 
+    def _check_not_empty(self) -> None:
+        """Raises a `ValueError` if there is no position; readers call it when they know how many there are."""
+        if len(self) == 0:
+            names = ", ".join(map(str, self._files[:3])) + (", ..." if len(self._files) > 3 else "")
+            raise ValueError(f"the source holds no image: {names} list none. Check the source's path or files.")
+
     def fingerprint(self) -> str:
         """See `Source`."""
         names = [os.path.relpath(file, self._folder) for file in self._files]
@@ -69,6 +75,10 @@ class ShardSource(FileSource):
         settings: Format and files.
         files: The shards.
         shard_format: One of `SHARD_FORMATS`.
+
+    Raises:
+        FileNotFoundError: As `FileSource`.
+        ValueError: If there is no image in any of them.
     """
 
     def __init__(self, settings: SourceSettings, files: list[Path], shard_format: str):
@@ -76,6 +86,7 @@ class ShardSource(FileSource):
         self._shards = open_shards([str(file) for file in files], lambda path: shard_format, None)
         self._ends = list(accumulate(shard.size for shard in self._shards))
         self._cursor: tuple[int, Iterator[tuple[str, int, StoredRecord]]] | None = None
+        self._check_not_empty()
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from ..region_folders import TABLES, RegionFolderDataset, read_mask_file
 from ..region_records import _RECORD_KEYS, _REGION_KEYS
 from .config import SourceSettings
 from .file_source import FileSource
-from .records import SourceImage, SourceRegion
+from .records import MASK_SOURCES, SourceImage, SourceRegion
 from .source_regions import (
     BadImage,
     ImagePlace,
@@ -32,12 +34,18 @@ from .source_regions import (
 from .sources import SourceError, matching_files
 
 
+logger = logging.getLogger(__name__)
+
+_READ_OF_REGIONS = {*_REGION_KEYS, "score"}
+
+
 class FolderSource(FileSource):
     """Reads images of a folder, one a position, by JSON lines or a table.
 
     JSON lines are those of `RegionJsonlDataset`, one image a line, with these differences: regions need no text; texts that
     they have are not read; `image_id` may be missing (the image's path), as may `width` and `height`
-    (the file says); a region may have a `phrase` and a `score` 0..1; where it has both mask and box, the mask counts.
+    (the file says); a region may have a `phrase` and a `score` 0..1; where it has both mask and box, the mask counts. Blank
+    captions are left out. A region with an unknown key, or a value of the wrong kind, is dropped alone (`"malformed_region"`).
 
         {"image": "images/1.jpg", "regions": [{"mask": {"size": [336, 448], "counts": "..."}, "category": "dog"}]}
 
@@ -51,7 +59,7 @@ class FolderSource(FileSource):
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
-        ValueError: If the columns of a table are not accepted, or it has no good row.
+        ValueError: If the columns of a table are not accepted, it has no good row, or files of lines hold no line.
 
     Example:
         >>> import tempfile
@@ -76,6 +84,7 @@ class FolderSource(FileSource):
         else:
             super().__init__(settings, matching_files(settings, (".jsonl",)))
             self._images = _Lines(self._files, self._root)
+            self._check_not_empty()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -181,7 +190,7 @@ def item_of_record(
     identified = isinstance(found, (str, int)) and not isinstance(found, bool) and cleaned_text(str(found)) is not None
     image_id = str(found) if identified else image_id
     try:
-        _check_keys(record, _RECORD_KEYS, "the record")
+        _check_record(record)
         if found is not None and not identified:
             raise BadImage("malformed_record", f"key 'image_id' is {found!r:.200}; accepted is a string.")
         place = place_of(record.get("image"))
@@ -207,8 +216,12 @@ def item_of_record(
 
 
 def _region(region_id: str, region: Any, height: int, width: int) -> SourceRegion:
-    _check_keys(region, {*_REGION_KEYS, "score"}, f"region {region_id}")
-    facts = {"category": cleaned_text(region.get("category")), "phrase": cleaned_text(region.get("phrase"))}
+    texts = {key: region.get(key) for key in ("category", "phrase")} if isinstance(region, Mapping) else {}
+    facts = {key: cleaned_text(text) for key, text in texts.items()}
+    wrong = _fault_of_region(region)
+    if wrong is not None:
+        _warn(wrong)
+        return unusable_region(region_id, "malformed_region", **facts)
     if not is_score(region.get("score")):
         return unusable_region(region_id, "malformed_score", **facts)
     facts["score"] = region.get("score")
@@ -220,9 +233,37 @@ def _region(region_id: str, region: Any, height: int, width: int) -> SourceRegio
     return unusable_region(region_id, "no_mask_or_box", **facts)
 
 
-def _check_keys(item: Any, keys: Any, name: str) -> None:
-    if not isinstance(item, Mapping):
-        raise BadImage("malformed_record", f"{name} is {item!r:.200}; accepted is an object.")
-    unknown = sorted(set(item) - set(keys))
-    if unknown:
-        raise BadImage("malformed_record", f"{name} has the unknown keys {unknown}; accepted are {sorted(keys)}.")
+def _fault_of_region(region: Any) -> str | None:
+    """What is wrong with a region apart from its place and score."""
+    if not isinstance(region, Mapping):
+        return f"is {region!r:.200}; accepted is an object."
+    if unknown := sorted(set(region) - _READ_OF_REGIONS):
+        return f"has the unknown keys {unknown!r:.200}; accepted are {sorted(_READ_OF_REGIONS)}."
+    for key in ("category", "phrase"):
+        if not isinstance(region.get(key), (str, type(None))):
+            return f"has the {key} {region[key]!r:.200}; accepted is a string or null."
+    if region.get("mask_source") not in (None, *MASK_SOURCES):
+        return f"has the mask_source {region['mask_source']!r:.200}; accepted are {MASK_SOURCES}."
+    return None
+
+
+@lru_cache(100)
+def _warn(wrong: str) -> None:
+    """Says it once, as most often it is so of all regions."""
+    logger.warning("A region of the source %s It is dropped, as 'malformed_region'; so are others like it.", wrong)
+
+
+def _check_record(record: Any) -> None:
+    if not isinstance(record, Mapping):
+        raise BadImage("malformed_record", f"the record is {record!r:.200}; accepted is an object.")
+    if unknown := sorted(set(record) - set(_RECORD_KEYS)):
+        detail = f"the record has the unknown keys {unknown}; accepted are {sorted(_RECORD_KEYS)}."
+        raise BadImage("malformed_record", detail)
+    for key in ("captions", "long_captions"):
+        texts = record.get(key)
+        of_texts = isinstance(texts, list) and all(isinstance(text, (str, type(None))) for text in texts)
+        if texts is not None and not of_texts:
+            raise BadImage("malformed_record", f"key {key!r} is {texts!r:.200}; accepted is a list of strings.")
+    if not isinstance(record.get("licence"), (str, type(None))):
+        detail = f"key 'licence' is {record['licence']!r:.200}; accepted is a string or null."
+        raise BadImage("malformed_record", detail)

@@ -21,6 +21,7 @@ from .source_regions import (
     cleaned_text,
     cleaned_texts,
     file_below,
+    is_finite,
     is_score,
     masked_region,
     unusable_region,
@@ -45,7 +46,8 @@ class GritSource(ShardSource):
     `<key>.jpg` (or .png, .webp, .jpeg), there or in the folder of the key's first five digits, as img2dataset writes them.
     An image whose proportions are not those that the row says (`original_width` and `original_height`, or `width` and
     `height`) is an error: boxes would be off, because it was padded or cropped, or is another image, as where keys are those
-    of another download.
+    of another download. So is one (`"other_image"`) of which img2dataset's `<id or key>.json` beside it has another `id`, or else
+    `url`, or else `caption` than the row.
 
     Where Alpha-CLIP's `<id>.json` stands beside the image and has `seudo_masks` (COCO RLE in the order of its own `ref_exps`),
     its caption, regions and masks are taken in place of the row's.
@@ -111,7 +113,9 @@ class GritSource(ShardSource):
         for extension in _EXTENSIONS:
             for stem in stems:
                 if os.path.isfile(f"{self._root}/{stem}.{extension}"):
-                    return file_below(self._root, f"{stem}.{extension}"), _read_beside(self._root / f"{stem}.json")
+                    return file_below(self._root, f"{stem}.{extension}"), _read_beside(
+                        self._root / f"{stem}.json", row
+                    )
         raise BadImage(
             "missing_image",
             f"there is none of the files {[f'{stem}.{_EXTENSIONS[0]}' for stem in stems]}, also not with the extensions "
@@ -179,7 +183,7 @@ def parsed_record(stored: StoredRecord) -> Mapping[str, Any]:
 
 def _region(region_id: str, expression: Any, caption: str, mask: Any, height: int, width: int) -> SourceRegion:
     numbers = list(expression) if _is_list(expression) else []
-    if len(numbers) != 7 or not all(_is_finite(number) for number in numbers) or not is_score(numbers[6]):
+    if len(numbers) != 7 or not all(is_finite(number) for number in numbers) or not is_score(numbers[6]):
         return unusable_region(region_id, "malformed_region")
     start, end = (max(int(number), 0) for number in numbers[:2])
     facts = {"phrase": cleaned_text(caption[start:end]), "score": float(numbers[6])}
@@ -196,7 +200,7 @@ def _region(region_id: str, expression: Any, caption: str, mask: Any, height: in
 def _check_proportions(row: Mapping[str, Any], width: int, height: int) -> None:
     for keys in (("original_width", "original_height"), ("width", "height")):
         sides = [row.get(key) for key in keys]
-        if all(_is_finite(side) and side > 0 for side in sides):
+        if all(is_finite(side) and side > 0 for side in sides):
             expected_width, expected_height = height * sides[0] / sides[1], width * sides[1] / sides[0]
             if min(abs(width - expected_width), abs(height - expected_height)) > _ROUNDING:
                 raise BadImage(
@@ -215,16 +219,23 @@ def grit_identifier(row: Mapping[str, Any]) -> str | None:
 
 def _names(row: Mapping[str, Any]) -> list[str]:
     values = [row.get(key) for key in ("id", "key")]
-    texts = [str(value) for value in values if isinstance(value, (str, int)) and not isinstance(value, bool)]
-    return [text for text in texts if cleaned_text(text) is not None]
+    return [str(value) for value in values if _comparable(value) is not None]
+
+
+def _comparable(value: Any) -> str | None:
+    return cleaned_text(str(value)) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
 
 
 def _cell(file: str, shard: str, index: int, column: str, content: bytes) -> ImagePlace:
     return ImagePlace(checked_path(file), {"parquet": shard, "row": index, "column": column}, content)
 
 
-def _read_beside(path: Path) -> dict[str, Any]:
-    """What Alpha-CLIP's file says of caption, regions and masks; nothing where there is none."""
+def _read_beside(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What Alpha-CLIP's file says of caption, regions and masks; nothing where there is none.
+
+    Raises:
+        BadImage: If it is no JSON object, or that of another image than the row's.
+    """
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -233,7 +244,19 @@ def _read_beside(path: Path) -> dict[str, Any]:
         raise BadImage("malformed_record", f"{path} is not JSON ({error}).") from error
     if not isinstance(content, dict):
         raise BadImage("malformed_record", f"{path} is {content!r:.200}; accepted is an object.")
-    if content.get("seudo_masks") is None:
+    with_masks = content.get("seudo_masks") is not None
+    # Alpha-CLIP's caption may be another one of the same image.
+    for key in ("id", "url") if with_masks else ("id", "url", "caption"):
+        theirs, ours = _comparable(content.get(key)), _comparable(row.get(key))
+        if theirs is not None and ours is not None:
+            if theirs != ours:
+                raise BadImage(
+                    "other_image",
+                    f"{path} says that {key!r} of the image is {theirs!r:.200}, but the row has {ours!r:.200}: the image was "
+                    f"fetched for another row, as where keys are those of another download. Check source.image_root.",
+                )
+            break
+    if not with_masks:
         return {}
     return {key: content[key] for key in ("caption", "ref_exps", "seudo_masks") if key in content}
 
@@ -257,9 +280,3 @@ def _check_columns(path: Path) -> None:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _is_finite(value: Any) -> bool:
-    # An integer of any length is no float.
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) < 2**53

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from functools import lru_cache
 from typing import Any
 
+from .answers import whole_items
 from .asking import AnswerRefused, Asker
 from .config import LongGritSettings
 from .kept_nouns import find_kept_nouns, plain_words
+from .prompts import Prompt
 from .records import RegionWork, Rejected
 from .text_checks import check_form, clean_text
 
@@ -26,24 +30,27 @@ _MOST_MOVED = 3
 _EMPTY_WORDS = frozenset("a an the and is are was were be been its it this that there also very quite just".split())
 _DENIALS = frozenset("not no never isn't aren't wasn't doesn't don't nor".split())
 _GIVEAWAYS = ("instead of", "rather than", "no longer", "not the original", "unlike the original", "was changed")
-_SAME_MEANING = {
-    "gray": "grey",
-    "color": "colour",
-    "colors": "colours",
-    "colored": "coloured",
-    "center": "centre",
-    "middle": "centre",
-    "big": "large",
-    "little": "small",
-    "picture": "photo",
-    "image": "photo",
-    "photograph": "photo",
-    "sofa": "couch",
-    "bike": "bicycle",
-    "television": "tv",
-    "beneath": "under",
-    "whilst": "while",
-    "upon": "on",
+# Words of a line may stand for each other without making a description false; so may shades of a colour.
+_SYNONYMS = """
+grey gray silver silvery charcoal|blue navy azure cobalt|red scarlet crimson ruby maroon burgundy|purple violet|turquoise teal cyan aqua
+beige tan cream khaki|white ivory|yellow golden gold blond blonde|green emerald olive|black dark ebony|brown chestnut|pink magenta
+colour color|colourful colorful|coloured colored|centre center middle|large big huge giant enormous|small little tiny
+photo picture image photograph|couch sofa settee|bicycle bike|motorcycle motorbike|airplane aeroplane plane|car automobile
+tv television|woman lady|man guy gentleman|child kid|people persons|mug cup|bag purse handbag|hat cap|trousers pants|jeans denims
+sidewalk pavement|curb kerb|street road|stopped parked halted|cloudy overcast|sand beach|sea ocean|field meadow pasture|grass lawn
+rests lies lays|holds contains carries|looks gazes stares|messy cluttered untidy|tidy neat|cracked broken|old elderly aged
+round circular|thin slim slender|tall high|empty vacant|closed shut|stone rock|metal metallic|fluffy furry|trash rubbish garbage
+advertising advertisements ads adverts|beside alongside adjacent by|near nearby close|under beneath below underneath|above over
+on upon atop|in inside within|while whilst|windowsill sill|filled full|displays shows|fridge refrigerator|phone smartphone
+"""
+_IRREGULAR_VERBS = {
+    "sat": "sit",
+    "stood": "stand",
+    "lay": "lie",
+    "held": "hold",
+    "worn": "wear",
+    "wore": "wear",
+    "hung": "hang",
 }
 # Shown to the model again.
 _MOST_SHOWN = 10
@@ -53,7 +60,8 @@ class HardNegatives:
     """Writes `work.hard_negatives`: up to `count` rewrites of `work.text`, each checked by `RewriteCheck`.
 
     As long as there are fewer good ones than `count`, the model is told what was wrong with the others and asked for the
-    missing ones, up to `max_attempts` times or until nothing new comes. The good ones of all answers are kept.
+    missing ones, up to `max_attempts` times or until nothing new comes. The good ones of all answers are kept, also those that
+    are whole in an answer that was cut off; after such a one, fewer are asked for at a time.
 
     Args:
         asker: Asks the model.
@@ -103,7 +111,7 @@ class HardNegatives:
         }
         answers = _Answers(check, self.count, self.asks_for_more)
         try:
-            await self.asker.ask(self.name, work, variables, answers.judge)
+            await self.asker.ask(self.name, work, variables, answers.judge, answers.judge_cut)
         except Rejected as error:
             # What was good in an earlier answer stays good; but a failed request may be made up for by a later run.
             if error.reason == "request_failed" or not answers.complaints_by_answer:
@@ -148,21 +156,22 @@ class RewriteCheck:
         self.kept: list[str] = []
         self._plain = plain_words(self.text)
         self._times = [len(noun.find(self._plain)) for noun in self.nouns]
-        self._words = _same_meaning(self._plain)
+        self._words = _meaning_of(self._plain)
         self._counts = Counter(self._words)
-        self._known: dict[tuple[str, ...], str] = {tuple(self._words): "the description itself"}
+        self._known: dict[str, str] = {"".join(self._words): "the description itself"}
 
     def add(self, text: str) -> str | None:
         """Judges one rewrite, and keeps it if it is good, with the first letter and the end mark of the description.
 
         A good one
             * is plain text about the object, without a line break;
-            * differs in more than spelling, articles, word forms of "be", and synonyms such as "grey" and "gray";
+            * differs in more than spelling, hyphens, articles, word forms ("grazes", "is grazing"), the order around "and" and "or", and
+              synonyms or shades such as "grey" and "silver";
             * differs from the description and all that are kept, whatever the case and punctuation;
             * holds the object's nouns as often as the description, first at the same place, give or take 3 words;
             * has as many words as the description, give or take a fifth or 3;
             * differs in at most a fifth of the words or 3, and never in more than 12;
-            * does not only deny ("not"), and does not name what it replaced ("instead of").
+            * does not deny ("not"), and does not name what it replaced ("instead of").
 
         Args:
             text: The rewrite.
@@ -176,8 +185,9 @@ class RewriteCheck:
         except AnswerRefused as refused:
             return refused.message
         plain = plain_words(text)
-        words = _same_meaning(plain)
-        key = tuple(words)
+        words = _meaning_of(plain)
+        # Joined, since "sea side" is "seaside".
+        key = "".join(words)
         if key in self._known:
             return f"it says the same as {self._known[key]}"
         problem = self._problem_of_noun(plain) or self._problem_of_words(text, words)
@@ -212,8 +222,9 @@ class RewriteCheck:
         differing = {*added, *removed}
         if differing and differing <= _EMPTY_WORDS:
             return f"only {', '.join(sorted(differing))} differ, which changes no attribute"
-        if added and {*added} <= _DENIALS | _EMPTY_WORDS and {*removed} <= _DENIALS | _EMPTY_WORDS:
-            return f"it only denies ({', '.join(sorted({*added}))}); put another attribute in its place"
+        denials = _DENIALS.intersection(added) or ({*removed} if {*differing} <= _DENIALS | _EMPTY_WORDS else None)
+        if denials:
+            return f"it denies ({', '.join(sorted(denials))}); put another attribute in its place"
         lower, before = text.casefold(), self.text.casefold()
         giveaway = next((words for words in _GIVEAWAYS if words in lower and words not in before), None)
         return None if giveaway is None else f"it says {giveaway!r}; write it as if it were true"
@@ -225,26 +236,85 @@ class _Answers:
     def __init__(self, check: RewriteCheck, count: int, asks_for_more: bool):
         self.check, self.count, self.asks_for_more = check, count, asks_for_more
         self.complaints_by_answer: list[list[str]] = []
+        # That fit into an answer, as far as is known.
+        self._most = count
 
     def judge(self, answer: Any) -> None:
+        """Judges a whole answer."""
+        stuck = not self._judge(answer.negatives, []) and len(self.complaints_by_answer) > 1
+        if self._missing and self.asks_for_more and not stuck:
+            self._ask_for_more(self.complaints_by_answer[-1])
+
+    def judge_cut(self, text: str, prompt: Prompt) -> None:
+        """Judges what is whole in an answer that was cut off before its end."""
+        whole = whole_items(text, prompt, "negatives")
+        # As many as there was room for, or half of what was asked for.
+        self._most = max(1, min(len(whole) or self._most // 2, self._most))
+        self._judge(whole, [f"The answer was cut off before its end; write no more than {self._most} at a time."])
+        if self._missing and self.asks_for_more:
+            self._ask_for_more(self.complaints_by_answer[-1])
+
+    @property
+    def _missing(self) -> int:
+        return self.count - len(self.check.kept)
+
+    def _judge(self, negatives: list[Any], complaints: list[str]) -> bool:
+        """Whether any was good."""
         before = len(self.check.kept)
-        complaints = []
-        for number, negative in enumerate(answer.negatives, start=1):
-            if len(self.check.kept) == self.count:
+        for number, negative in enumerate(negatives, start=1):
+            if not self._missing:
                 break
             problem = self.check.add(negative.text)
             if problem is not None:
                 complaints.append(f"Copy {number} is not good: {problem}.")
         self.complaints_by_answer.append(complaints)
-        missing = self.count - len(self.check.kept)
-        stuck = len(self.complaints_by_answer) > 1 and len(self.check.kept) == before
-        if missing and self.asks_for_more and not stuck:
-            more = f"{missing} more {'copies are' if missing > 1 else 'copy is'} needed, other than all that you have written."
-            raise AnswerRefused("too_few_negatives", " ".join([*complaints[:_MOST_SHOWN], more]))
+        return len(self.check.kept) > before
+
+    def _ask_for_more(self, complaints: list[str]) -> None:
+        more = min(self._missing, self._most)
+        wanted = f"{more} more {'copies are' if more > 1 else 'copy is'} needed, other than all that you have written."
+        raise AnswerRefused("too_few_negatives", " ".join([*complaints[:_MOST_SHOWN], wanted]))
 
 
-def _same_meaning(words: list[str]) -> list[str]:
-    return [_SAME_MEANING.get(word, word) for word in words]
+def _meaning_of(words: list[str]) -> list[str]:
+    """One word for all that mean the same, and those around "and" and "or" in one order."""
+    meaning = []
+    for word in words:
+        if word == "to" and meaning and meaning[-1] in ("next", _meaning("close")):
+            meaning[-1] = _meaning("beside" if meaning[-1] == "next" else "near")
+        elif "-" in word:
+            meaning += map(_meaning, filter(None, word.split("-")))
+        else:
+            meaning.append(_meaning(word))
+    for position in range(1, len(meaning) - 1):
+        if meaning[position] in ("and", "or") and meaning[position - 1] > meaning[position + 1]:
+            meaning[position - 1], meaning[position + 1] = meaning[position + 1], meaning[position - 1]
+    return meaning
+
+
+@lru_cache(maxsize=65_536)
+def _meaning(word: str) -> str:
+    stem = _stem(word)
+    return _SAME_MEANING.get(stem, stem)
+
+
+def _stem(word: str) -> str:
+    """A word without the ends of plurals and verbs; no word of a language, but the same for all forms of a word."""
+    word = _IRREGULAR_VERBS.get(word, word)
+    if len(word) < 4 or word in _EMPTY_WORDS | _DENIALS:
+        return word
+    word = re.sub(r"(?<=\w)ies?$", "y", word)
+    word = re.sub(r"(?<=ss|sh|ch|.x)es$|(?<=[^sui])s$", "", word)
+    word = re.sub(r"(?<=[aeiouy])(\w*?)(?:ing|ed)$", r"\1", word)
+    word = re.sub(r"([^aeiouls])\1$", r"\1", word)
+    return word.removesuffix("e")
+
+
+_SAME_MEANING = {
+    _stem(word): _stem(group.split()[0])
+    for group in _SYNONYMS.strip().replace("\n", "|").split("|")
+    for word in group.split()
+}
 
 
 def _difference(counts: Counter, others: Counter) -> tuple[list[str], list[str]]:

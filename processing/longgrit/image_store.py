@@ -75,6 +75,13 @@ class ImageStore:
             f"location {dict(location)!r:.200} has none of the keys 'path', 'tar' and 'parquet' that say what to read."
         )
 
+    def size(self, location: Mapping[str, Any]) -> int | None:
+        """Bytes of an image file, without reading it; `None` where it is a part of another file, or is not there."""
+        try:
+            return self._file(self.root, location, "path").stat().st_size if "path" in location else None
+        except (OSError, ValueError):
+            return None
+
     def _file(self, root: Path, location: Mapping[str, Any], key: str) -> Path:
         check_relative_path(location[key], f"location {dict(location)!r:.200}: key {key!r}", str(root))
         return root / location[key]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
+from typing import BinaryIO
 
 from .engines import Answer, Engine, Request
 
@@ -23,14 +25,16 @@ class AnswerJournal:
     """Answers of one shard; one line of JSON each, `[key of the request, fields of the answer]`.
 
     A line is written by one call, so a process that is killed leaves at most the last one torn: it is cut off when the
-    journal is opened, and its request is asked again. A request whose engine raised `RequestFailed` has no line.
+    journal is opened, and its request is asked again. A request whose engine raised `RequestFailed` has no line. The file is
+    locked until the journal is closed, or its process ends.
 
     Args:
-        path: The file; made with the first answer.
+        path: The file; made where it is missing.
         on_answer: Called with each answer that an engine gave, not with those that were in the file.
 
     Raises:
         OSError: If the file cannot be read or mended.
+        RuntimeError: If another writer holds it.
 
     Example:
         >>> import asyncio, tempfile
@@ -53,9 +57,10 @@ class AnswerJournal:
     def __init__(self, path: str | os.PathLike, on_answer: Callable[[Answer], None] | None = None):
         self.path = Path(path)
         self._on_answer = on_answer
-        self._descriptor: int | None = None
+        self._file: BinaryIO | None = None
+        self._open()
         # Those of earlier runs alone: no request is asked twice in one.
-        self._answers = _read(self.path)
+        self._answers = _read(self._file, self.path)
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -71,6 +76,7 @@ class AnswerJournal:
             RequestFailed: From the engine.
             EngineUnavailable: From the engine.
             OSError: If the answer cannot be written, as on a full disk.
+            RuntimeError: If the journal was closed and another writer holds it.
         """
         answer = self._answers.get(request.key)
         if answer is None:
@@ -82,39 +88,63 @@ class AnswerJournal:
 
     def close(self) -> None:
         """Makes what was written durable and closes the file; the journal can still be asked."""
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "a+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise RuntimeError(
+                f"{self.path} is being written by another run; wait for its end, or set another output_dir."
+            ) from None
+        self._file = file
 
     def _append(self, key: str, answer: Answer) -> None:
-        if self._descriptor is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if self._file is None:
+            self._open()
+        descriptor = self._file.fileno()
         line = json.dumps([key, *_FIELDS(answer)]).encode() + b"\n"
-        written = os.write(self._descriptor, line)
+        written = os.write(descriptor, line)
         if written != len(line):
             # The next line would be lost together with half of this one.
-            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
             raise OSError(f"{self.path} took {written} of {len(line)} bytes of an answer; is the disk full?")
 
 
-def _read(path: Path) -> dict[str, Answer]:
-    if not path.exists():
-        return {}
+def _read(file: BinaryIO, path: Path) -> dict[str, Answer]:
     answers = {}
-    with open(path, "r+b") as file:
-        end = 0
-        for number, line in enumerate(file, start=1):
+    end = 0
+    # Unbuffered, it would be read byte by byte.
+    with open(file.fileno(), "rb", closefd=False) as lines:
+        lines.seek(0)
+        for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 logger.warning("%s: line %d was torn when its writer was stopped; cut off.", path, number)
                 file.truncate(end)
                 break
             end += len(line)
             try:
-                key, *values = json.loads(line)
-                answers[key] = Answer(*values)
-            except (ValueError, TypeError) as error:
+                key, answer = _parsed(line)
+            except (ValueError, TypeError, RecursionError) as error:
                 # A machine that lost power may leave such lines; the request is asked again.
                 logger.warning("%s: line %d is no answer (%s); left out.", path, number, error)
+            else:
+                answers[key] = answer
     return answers
+
+
+def _parsed(line: bytes) -> tuple[str, Answer]:
+    key, *values = json.loads(line)
+    answer = Answer(*values)
+    texts = (key, answer.text, answer.server, answer.time, answer.finish_reason or "")
+    counts = (answer.prompt_tokens, answer.completion_tokens)
+    # `type`, since a boolean is an integer too.
+    if not all(type(text) is str for text in texts) or not all(type(count) is int for count in counts):
+        raise TypeError("a field is of a wrong type")
+    return key, answer

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..region_nouns import noun_of
@@ -74,7 +74,8 @@ _PREPOSITIONS = frozenset(
     "of in on at with without by near next behind under over above below beneath beside besides between among from to for against "
     "inside outside into onto across along around through towards toward up down off out atop like than as".split()
 )
-_ENDS = _PREPOSITIONS | frozenset(
+# Words that do not belong to the noun phrase before them.
+PHRASE_ENDS = _PREPOSITIONS | frozenset(
     "is are was were has have had that which who whose whom where when while can could will may but or so because it he she "
     "they there seen made cut held worn hung shown set built lit left standing sitting lying coming going wearing holding facing "
     "looking hanging leaning riding walking running playing resting".split()
@@ -88,7 +89,43 @@ _AFTER_VERBS = (
 # Nouns that end like a participle.
 _NO_PARTICIPLES = frozenset(
     "bed shed sled seed weed reed building ceiling painting clothing railing ring king wing string swing wedding earring "
-    "drawing awning siding lighting bedding fencing flooring thing being morning evening crossing landing".split()
+    "drawing awning siding lighting bedding fencing flooring thing being morning evening crossing landing pudding icing frosting "
+    "duckling dumpling sapling sibling darling carving engraving writing".split()
+)
+# They stand before a noun and belong to it.
+_BEFORE_NOUNS = frozenset(
+    "dining folding swimming rocking fishing sewing washing sleeping shopping parking sailing rowing racing serving cutting "
+    "frying mixing baking drinking running hiking riding climbing steering living wedding building boxing chewing "
+    "sports glasses sunglasses news christmas bus gas glass grass brass dress cross address lens canvas swiss jeans".split()
+)
+# Verbs of a person or thing that look like a plural.
+_VERBS = frozenset(
+    "wears holds stands sits lies lays hangs rises contains shows has is does rests leans rides walks runs plays looks faces "
+    "carries sleeps eats drinks grazes perches flies floats grows leads covers fills spans stretches extends reaches "
+    "towers hovers soars glides jumps leaps kicks throws catches swings swims smiles laughs waits works reads writes points "
+    "pulls pushes drives waves bends kneels crouches watches moves turns glows shines winds flows overlooks "
+    "dominates features displays depicts reflects occupies surrounds emerges appears gazes poses balances crosses "
+    "climbs sings dances cooks serves cuts pours makes gathers clutches grips lounges curls peers peeks".split()
+)
+# Never what an object is called by.
+_NO_NOUNS = frozenset(
+    "high low wide open closed close near far up down upright overturned alone asleep awake aloft ajar visible full empty ready typical similar "
+    "adjacent parallel bent spread loose tight still there here together apart forward backward straight half very "
+    "black white grey gray red green blue yellow orange brown pink purple beige golden silver dark light bright pale big large "
+    "small little tall short long narrow thin thick round square old young new elderly bald male female wooden metal plastic "
+    "slender calm quiet first second third last other same different such more most less least much only also "
+    "busy dirty happy pretty ugly lovely shiny cloudy sunny rainy snowy sandy rocky grassy leafy fluffy furry heavy tiny messy dusty "
+    "rusty muddy crowded cluttered".split()
+)
+_ADJECTIVE = re.compile(r"(?:ed|en|y|ful|ish|ous|ive|al|ic|less|able|ing|ern|striped|-\w+)$")
+_ADVERB = re.compile(r"(?<!^fami)(?<!^li)(?<!^butterf)(?<!^dragonf)(?<!^bel)(?<!^jel)(?<!^trol)(?<!^f)ly$")
+# The last noun before a comma, or one that a verb without an ending follows, is certain only where it is known.
+_KNOWN_NOUNS = frozenset(
+    f"{' '.join(OTHER_NAMES.values())} person people men women children couple bicycle car motorcycle airplane bus train truck boat bench "
+    "bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee kite bottle cup "
+    "fork knife spoon bowl banana apple sandwich orange broccoli carrot pizza donut cake chair couch bed table toilet tv laptop mouse "
+    "remote keyboard microwave oven toaster sink refrigerator book clock vase scissors toothbrush house building tree "
+    "church tower wall door window lamp sign box hat shirt jacket dress plate pot rug towel pillow mirror".split()
 )
 # A leading noun that is a place or the photo, and not the object.
 _NO_OBJECTS = frozenset(
@@ -141,7 +178,7 @@ def find_kept_nouns(
     object_text: str | None = None,
     english: bool = True,
 ) -> list[KeptNoun]:
-    """Finds by which nouns a description calls its object.
+    """Finds by which nouns a description calls its object, where that is certain.
 
     These are the first of the words that the category, the phrase or the object caption name the object by; and, where
     the description begins with another noun ("a baseball pitcher", "the back of a bus"), that one too. Only where it uses none
@@ -234,35 +271,120 @@ def _forms_of_word(word: str) -> set[str]:
 
 
 def leading_noun(text: str, needs_determiner: bool = True) -> KeptNoun | None:
-    """The last word of the noun phrase that a text begins with, as far as can be told without a dictionary."""
-    words = plain_words(re.split(r"[.!?:;(]", text, maxsplit=1)[0])
-    position, singular = 0, False
+    """The noun that a text begins with, where that is certain without a dictionary.
+
+    Args:
+        text: A text ("A boy kicks a ball.") or a phrase ("brown dog on the left").
+        needs_determiner: Whether it must begin with an article or number, as a sentence does; a phrase may do without.
+
+    Example:
+        >>> leading_noun("A shaggy brown dog sleeps on a rug.").word
+        'dog'
+        >>> leading_noun("A plate piled high with pancakes.") is None
+        True
+    """
+    start = re.match(r"\s*(?:this|that|it|there|these|here) (?:is|are) ", text, re.IGNORECASE)
+    offset = 0
+    if start is not None:
+        offset, text, needs_determiner = len(plain_words(start[0])), text[start.end() :], True
+    text = re.split(r"[.!?:;(]", text, maxsplit=1)[0]
+    words = plain_words(text)
     if not words or (needs_determiner and words[0] not in _DETERMINERS):
         return None
-    head = None
+    # Numbers of the words that a comma follows.
+    commas, count = set(), 0
+    for part in text.split(",")[:-1]:
+        count += len(words_of(part))
+        commas.add(count - 1)
+    head = _head(words, commas)
+    if (
+        head is None
+        or words[head] in _NO_OBJECTS | _NO_NOUNS
+        or _ADVERB.search(words[head])
+        or words[head][0].isdigit()
+    ):
+        return None
+    return KeptNoun(words[head], _forms((words[head],)), head + offset)
+
+
+def _head(words: list[str], commas: set[int]) -> int | None:
+    """Number of the last word of the noun phrase that words begin with; `None` where it is uncertain."""
+
+    def plurals(end: int) -> Iterator[int]:
+        return (i for i in range(end) if _is_plural(words[i]))
+
+    head, number = None, None
     for position, word in enumerate(words):
         following = words[position + 1] if position + 1 < len(words) else ""
-        if word in _DETERMINERS and head is None:
-            singular = word in _SINGULAR_DETERMINERS
-            continue
-        if word == "of" and head is not None and not _GROUPS.isdisjoint({words[head], words[head].removesuffix("s")}):
-            head, singular = None, False
-            continue
-        if word == "and" and following not in _DETERMINERS and following not in _ENDS:
-            continue
-        if head is not None and (
-            word in _ENDS or word in _DETERMINERS or word == "and" or _is_verb(word, following, singular)
-        ):
-            break
-        if head is None and word in _NO_BEGINNING:
+        before = words[head] if head is not None else ""
+        if head is None:
+            if word in _DETERMINERS or word[0].isdigit():
+                number = "one" if word in _SINGULAR_DETERMINERS else "many" if word in _NUMBERS else number
+            elif word in _NO_BEGINNING:
+                return None
+            else:
+                head = position
+        elif word == "of" and not _GROUPS.isdisjoint({before, before.removesuffix("s")}):
+            head, number = None, None
+        elif word == "and" and following not in _DETERMINERS and following not in PHRASE_ENDS:
+            # "Black and white", but not "a bride and groom dance".
+            if not _is_adjective(before) and not _ends_surely(words, position + 2):
+                return None
+        elif word in _DETERMINERS:
+            # What stands before an article is a verb.
+            return next(plurals(head), None) if number == "many" else None
+        elif word == "set" or (before in _SINGULAR and word not in PHRASE_ENDS | _VERBS):
+            # "A table set for two" and "a train set"; "the people wait for" and "the men's room".
             return None
-        head = position
-    if head is None or words[head] in _NO_OBJECTS:
+        elif word in PHRASE_ENDS or word == "and" or word in _VERBS:
+            break
+        elif before == "couple" or _is_verb(word, following, number == "one"):
+            break
+        elif number == "one" and re.search(r"[^suia]s$", word) and word not in _BEFORE_NOUNS:
+            # "A kite soars high", but not "an airways plane".
+            if before in _KNOWN_NOUNS or following in _PREPOSITIONS | _NO_NOUNS or _ADVERB.search(following):
+                break
+            return None
+        elif _ADVERB.search(word) and re.search(r"(?:ing|ed)$", before):
+            return head - 1 if head and words[head - 1] not in _DETERMINERS else None
+        elif re.search(r"ing$", word) and word not in _NO_PARTICIPLES | _BEFORE_NOUNS:
+            # "A sign reading STOP", but also "a wooden sliding door".
+            if following and not _is_adjective(before):
+                return None
+            head = position if following else head
+        else:
+            head = position
+        if head == position and head in commas:
+            if word in _KNOWN_NOUNS:
+                break
+            if not _is_adjective(word):
+                return None
+    if head is None:
         return None
-    return KeptNoun(words[head], _forms((words[head],)), head)
+    if number == "many" and not _is_plural(words[head]):
+        # "Two dogs sit by the door": the verb has no ending.
+        return next(plurals(head), None)
+    after = words[head + 1] if head + 1 < len(words) else "of"
+    if number is None and head and _is_plural(words[head]) and after in _PREPOSITIONS - {"of"}:
+        # "The dog barks at" ends like "the red boats on".
+        return head if _is_adjective(words[head - 1]) else None
+    return head
+
+
+def _is_plural(word: str) -> bool:
+    return word in _SINGULAR or word in ("sheep", "deer", "fish") or bool(re.search(r"[^sui]s$", word))
+
+
+def _is_adjective(word: str) -> bool:
+    return word in _NO_NOUNS or word in _DETERMINERS or bool(_ADJECTIVE.search(word) and word not in _NO_PARTICIPLES)
+
+
+def _ends_surely(words: list[str], position: int) -> bool:
+    return position >= len(words) or words[position] in PHRASE_ENDS
 
 
 def _is_verb(word: str, following: str, singular: bool) -> bool:
-    if following not in _AFTER_VERBS or word in _NO_PARTICIPLES:
+    if word in _NO_PARTICIPLES or (following and following not in _AFTER_VERBS):
         return False
-    return bool(re.search(r"(?:ing|ed)$", word) or (singular and re.search(r"[^suia]s$", word)))
+    participle = r"(?:ing|ed)$" if following else r"ing$"
+    return bool(re.search(participle, word) or (singular and re.search(r"[^suia]s$", word)))

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,14 +30,15 @@ from .sources import SourceError
 from .stages import Stage, build_stages
 
 
-# How regions end that may end otherwise when they are tried again: nothing of it is in the journal.
-RETRIED_REASONS = ("request_failed", "unreadable_image")
+logger = logging.getLogger(__name__)
 
+# How regions end that may end otherwise when they are tried again: nothing of it is in the journal.
+RETRIED_REASONS = ("request_failed", "unreadable_image", "changed_image")
 
 # The built-in annotator keeps what it measured of each image that is worked on, pixels and masks, and does not wait.
 _IMAGES_OF_RULES = 8
-# What decoded pictures may take, of all images that are worked on: hundreds of small photos, or ten of 12 megapixels.
-_PICTURE_BYTES = 512 * 2**20
+# What decoded pictures may take, of all images that are worked on: hundreds of small photos, or five of 12 megapixels.
+_PICTURE_BYTES = 256 * 2**20
 
 
 class PictureBudget:
@@ -117,6 +120,7 @@ async def annotate_image(
     stages: Mapping[str, Stage],
     read: Callable[[], bytes],
     on_region: Callable[[RegionResult], None] | None = None,
+    rejected: Rejected | None = None,
 ) -> ImageResult:
     """Runs the stages over an image and its regions, all regions at the same time.
 
@@ -125,6 +129,7 @@ async def annotate_image(
         stages: Stages by name, in the order of `STAGES`, each called with the work and adding to it.
         read: Gives the bytes of the image's file.
         on_region: Called with each region's result as it comes.
+        rejected: How all of its regions end, whatever the stages would say.
 
     Returns:
         `ImageResult` with one result for each region that is not dropped. If the stage on the whole image rejects, that
@@ -137,8 +142,7 @@ async def annotate_image(
     work = CheckedImage(image, read)
     result = ImageResult(image, [], list(image.captions), list(image.long_captions))
     regions = [region for region in image.regions if region.dropped is None]
-    rejected = None
-    if "image_caption" in stages and regions:
+    if "image_caption" in stages and regions and rejected is None:
         whole = RegionWork(work, captions=result.captions, long_captions=result.long_captions)
         try:
             await _run(stages["image_caption"], whole)
@@ -236,6 +240,10 @@ class ShardAnnotator:
     ) -> dict[str, Any]:
         """Annotates the images of a shard, at most `images_in_flight` of all shards at a time, and commits it.
 
+        The regions of an image whose file is not of the size that it had in the source stage end as `"changed_image"`: answers
+        in the journal, and masks, are of the earlier picture. A file that was replaced by one of the very same size is
+        not noticed, and neither is one whose shard is done.
+
         Args:
             number: The shard.
             items: What the source stage wrote of it.
@@ -249,8 +257,9 @@ class ShardAnnotator:
         Raises:
             EngineUnavailable: From an engine, in an `ExceptionGroup`; what was answered is in the journal.
         """
-        images = [item for item in items if isinstance(item, SourceImage)]
+        images = [_licensed(item, self.settings) for item in items if isinstance(item, SourceImage)]
         errors = [item for item in items if not isinstance(item, SourceImage)]
+        changed = await asyncio.to_thread(_changed_images, images, store)
         journal = await asyncio.to_thread(AnswerJournal, self.folder.answers(number), self._count_answer)
         try:
             stages = build_stages(
@@ -260,7 +269,10 @@ class ShardAnnotator:
             async with asyncio.TaskGroup() as group:
                 for image in images:
                     await self._in_flight.acquire()
-                    tasks.append(group.create_task(self._annotate_image(image, stages, store)))
+                    task = group.create_task(self._annotate_image(image, stages, store, changed))
+                    # Not within the task: one that is cancelled before its first step runs nothing.
+                    task.add_done_callback(lambda _: self._in_flight.release())
+                    tasks.append(task)
                 if all_begun is not None:
                     all_begun.set()
             results = [task.result() for task in tasks]
@@ -270,11 +282,11 @@ class ShardAnnotator:
         async with self._commits:
             return await asyncio.to_thread(self._commit, number, results, errors, store)
 
-    async def _annotate_image(self, image: SourceImage, stages: Mapping[str, Stage], store: ImageStore) -> ImageResult:
-        try:
-            return await annotate_image(image, stages, partial(store.read, image.location), self._count_region)
-        finally:
-            self._in_flight.release()
+    async def _annotate_image(
+        self, image: SourceImage, stages: Mapping[str, Stage], store: ImageStore, changed: Mapping[str, Rejected]
+    ) -> ImageResult:
+        read = partial(store.read, image.location)
+        return await annotate_image(image, stages, read, self._count_region, changed.get(image.image_id))
 
     def _count_answer(self, answer: Answer) -> None:
         if self.progress is not None:
@@ -304,3 +316,24 @@ class ShardAnnotator:
         }
         self.folder.write_state(number, state)
         return state
+
+
+def _licensed(image: SourceImage, settings: LongGritSettings) -> SourceImage:
+    """The image with the licence of the settings where the source does not say."""
+    return image if image.licence else dataclasses.replace(image, licence=settings.source.licence)
+
+
+def _changed_images(images: Sequence[SourceImage], store: ImageStore) -> dict[str, Rejected]:
+    changed = {}
+    for image in images:
+        size = None if image.file_size is None else store.size(image.location)
+        if size is not None and size != image.file_size:
+            detail = f"The file has {size} bytes, and had {image.file_size} when the source was read."
+            changed[image.image_id] = Rejected("source", "changed_image", detail)
+            logger.warning(
+                "%s: %s Its regions are rejected as changed_image; put the earlier file back and retry the failed ones, or "
+                "set another output_dir.",
+                image.file,
+                detail,
+            )
+    return changed

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -40,6 +42,9 @@ SHARED_VARIABLES = (
     "name",
     "box",
     "box_1000",
+    "sent_box",
+    "sent_width",
+    "sent_height",
     "width",
     "height",
     "mask_source",
@@ -55,7 +60,7 @@ STAGE_VARIABLES: dict[str, tuple[str, ...]] = {
     "image_caption": (),
     "object_caption": (),
     "verify": ("object_text",),
-    "context_caption": (),
+    "context_caption": ("object_text",),
     "fuse": ("object_text", "context_text"),
     "hard_negatives": ("object_text", "context_text", "text", "count", "noun"),
 }
@@ -114,6 +119,7 @@ class Prompt:
         images: Names of the views that are shown, see `region_views`.
         output: What an answer is validated by.
         schema: The same as a JSON schema; `None` for plain text, which fills the one field `text`.
+        examples: The answers that stand in the file as examples, each on a line of its own.
 
     Example:
         >>> prompt = load_prompt("verify")
@@ -129,7 +135,9 @@ class Prompt:
     images: tuple[str, ...]
     output: type[pydantic.BaseModel]
     schema: Mapping[str, Any] | None
+    examples: tuple[pydantic.BaseModel, ...]
     _templates: tuple[tuple[str, jinja2.Template], ...] = field(repr=False)
+    _needed: frozenset[str] = field(repr=False)
 
     def render(self, variables: Mapping[str, Any]) -> tuple[Message, ...]:
         """The messages of a request; the pictures stand before the last one.
@@ -141,9 +149,9 @@ class Prompt:
         Raises:
             ValueError: If a template needs what is not among them; names the file.
         """
-        variables = {name: _cleaned(value) for name, value in variables.items()}
+        values = {name: _cleaned(value) for name, value in variables.items() if name in self._needed}
         try:
-            texts = [(role, template.render(variables).strip()) for role, template in self._templates]
+            texts = [(role, template.render(values).strip()) for role, template in self._templates]
         except Exception as error:
             # Whatever it is, the file is at fault.
             raise ValueError(
@@ -200,6 +208,7 @@ def load_prompt(stage: str, path: str | os.PathLike | None = None) -> Prompt:
     if not isinstance(images, list) or any(view not in accepted for view in images):
         raise ValueError(f"{path}: images is {images!r:.200}; accepted is a list of {', '.join(accepted)}.")
     output, schema = _answer_form(stage, front["output"], path)
+    templates, needed = _templates(stage, body, first_line, path)
     return Prompt(
         stage=stage,
         path=path,
@@ -209,7 +218,9 @@ def load_prompt(stage: str, path: str | os.PathLike | None = None) -> Prompt:
         images=tuple(images),
         output=output,
         schema=schema,
-        _templates=_templates(stage, body, first_line, path),
+        examples=tuple(_examples(body, output)) if schema is not None else (),
+        _templates=templates,
+        _needed=needed,
     )
 
 
@@ -226,7 +237,10 @@ def _split(text: str, path: Path) -> tuple[dict[str, Any], str, int]:
     return front, text[parts.end() :], text[: parts.end()].count("\n")
 
 
-def _templates(stage: str, body: str, first_line: int, path: Path) -> tuple[tuple[str, jinja2.Template], ...]:
+def _templates(
+    stage: str, body: str, first_line: int, path: Path
+) -> tuple[tuple[tuple[str, jinja2.Template], ...], frozenset[str]]:
+    """Role and template of each message, and the variables that they use."""
     # Split before anything is filled in: no value can begin a message.
     marks = list(_ROLE_LINE.finditer(body))
     roles = [mark[1] for mark in marks]
@@ -240,7 +254,7 @@ def _templates(stage: str, body: str, first_line: int, path: Path) -> tuple[tupl
             f"{path} has the messages {', '.join(roles) or 'none'}; accepted are system, user and assistant, with system "
             "only as the first and user as the last."
         )
-    templates = []
+    templates, needed = [], set()
     for number, mark in enumerate(marks):
         end = marks[number + 1].start() if number + 1 < len(marks) else len(body)
         # Empty lines in front make Jinja name the line of the file.
@@ -254,13 +268,26 @@ def _templates(stage: str, body: str, first_line: int, path: Path) -> tuple[tupl
             raise ValueError(
                 f"{path}, line {node.lineno}: a prompt is one file; {type(node).__name__} is not accepted."
             )
-        unknown = sorted(jinja2.meta.find_undeclared_variables(tree) - known)
+        used = jinja2.meta.find_undeclared_variables(tree)
+        needed |= used
+        unknown = sorted(used - known)
         if unknown:
             raise ValueError(
                 f"{path}: the stage {stage} has no variable {', '.join(unknown)}; it has {', '.join(sorted(known))}."
             )
-        templates.append((mark[1], _ENVIRONMENT.from_string(source)))
-    return tuple(templates)
+        template = _ENVIRONMENT.from_string(source)
+        # Jinja's own chain of mappings takes longer to copy than a short template to render.
+        template.globals = dict(template.globals)
+        templates.append((mark[1], template))
+    return tuple(templates), frozenset(needed)
+
+
+def _examples(body: str, output: type[pydantic.BaseModel]) -> Iterator[pydantic.BaseModel]:
+    for line in body.splitlines():
+        if line.startswith("{"):
+            # Other lines of a template may begin so too.
+            with contextlib.suppress(ValueError, RecursionError):
+                yield output.model_validate(json.loads(line))
 
 
 # Each stage is told the same of a region, and of its image.

@@ -5,14 +5,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..region_shards import SIZES_FILE
-from .dataset_card import CARD_FILE
-from .dataset_writer import SHARDS
+from .dataset_writer import CARD_FILE, SHARDS
 from .run_report import REPORT_FILES
+
+
+# What an earlier push may have left in the repository; files of other names in these folders are somebody's own.
+_OURS = re.compile(
+    r"data/(\d{5,}\.parquet|sizes\.json)|webdataset/(\d{5,}\.tar|sizes\.json)|rejected/\d{5,}\.jsonl|report\.(html|json)"
+)
 
 
 def files_to_push(output_dir: str | os.PathLike, report: bool = False, rejected: bool = False) -> list[str]:
@@ -40,7 +46,7 @@ def files_to_push(output_dir: str | os.PathLike, report: bool = False, rejected:
         found = sorted(path.name for path in listing.parent.glob(f"*{extension}"))
         listed = sorted(json.loads(listing.read_text(encoding="utf-8"))) if listing.is_file() else []
         if listed != found:
-            # Those of a run that goes on.
+            # Those of a run that goes on, or that was stopped while it made another one's shards anew.
             odd = sorted(set(listed) ^ set(found))
             raise ValueError(
                 f"{listing.parent} holds {len(found)} shards and {SIZES_FILE} lists {len(listed)}; the first in one of them "
@@ -72,8 +78,8 @@ def push_dataset(
     """Puts the dataset of a finished run onto the Hub, in one commit.
 
     Files of the folder `run` (settings, answers, the source's manifest) are never published. What the repository has of an
-    earlier push and is not published now (shards, report, rejected regions) is deleted in the same commit; all other files
-    of the repository stay.
+    earlier push and is not published now (shards, report, rejected regions, by their names) is deleted in the same commit;
+    all other files of the repository stay.
 
     Args:
         output_dir: Output folder of the run.
@@ -106,9 +112,8 @@ def push_dataset(
     repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-    ours = (*(f"{name}/" for name in SHARDS.values()), "rejected/", *REPORT_FILES)
     there = api.list_repo_files(repo_id, repo_type="dataset", revision=revision)
-    gone = sorted(file for file in there if file.startswith(ours) and file not in files)
+    gone = sorted(file for file in there if _OURS.fullmatch(file) and file not in files)
     return api.create_commit(
         repo_id,
         [

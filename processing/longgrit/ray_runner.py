@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,9 @@ def run_pipeline_on_ray(
     is room. The output folder, image files and prompt files must be where all machines see them under the same paths.
     Either runner goes on with what the other has left.
 
+    Keys are read where the models are asked, so the environment variables that `api_key_env` names must be set on every machine
+    when Ray is started there (`ray start`), or by `ray.init(runtime_env={"env_vars": ...})` before this call.
+
     Args:
         settings: The whole run. `images_in_flight`, `open_shards` and the servers' `max_concurrency` are those of each actor.
         limit, repeat, retry_failed, source: As in `run_pipeline`.
@@ -60,7 +64,7 @@ def run_pipeline_on_ray(
     Raises:
         ImportError: If Ray is not installed.
         EngineUnavailable: As in `run_pipeline`.
-        RuntimeError, ValueError: As in `run_pipeline`.
+        RuntimeError, ValueError: As in `run_pipeline`, and if an engine cannot be made on a worker, as without its key.
 
     Example:
         >>> settings = LongGritSettings(
@@ -102,6 +106,8 @@ def run_pipeline_on_ray(
                 # Closed, the workers are ended before the folder is free for another run.
                 with contextlib.closing(iter(rows.iter_rows())) as told:
                     for row in told:
+                        if row["problem"] is not None:
+                            raise RuntimeError(row["problem"])
                         if row["unavailable"] is not None:
                             raise EngineUnavailable(row["unavailable"])
                         if progress is not None:
@@ -156,6 +162,11 @@ class _ReadImages:
             raise OSError(problem)
         return content
 
+    def size(self, location: Mapping[str, Any]) -> int | None:
+        # Of a picture without regions, nothing was read.
+        content, problem = self._read.get(_key(location), (b"", "not read"))
+        return None if problem else len(content)
+
 
 class _AnnotateShard:
     """Annotates and commits shards, several at a time: Ray runs the calls of an actor in one event loop."""
@@ -163,10 +174,21 @@ class _AnnotateShard:
     def __init__(self, settings: LongGritSettings, generations: Mapping[str, int]):
         self.settings = settings
         self.counts = {"requests": 0, "tokens": 0}
+        self.problem = None
+        try:
+            engines = build_engines(settings)
+        except (ValueError, ImportError) as error:
+            # Raised here, it would be told as the death of an actor, pages long.
+            self.problem = (
+                f"The Ray worker on {socket.gethostname()} cannot ask the models: {error} Variables and packages of the "
+                f"driver are not those of the workers: set them where Ray is started on each machine, or by the "
+                f"runtime_env of ray.init."
+            )
+            return
         self.annotator = ShardAnnotator(
             settings,
             RunFolder(settings.output_dir),
-            build_engines(settings),
+            engines,
             load_prompts(settings),
             generations,
             progress=self,
@@ -178,9 +200,11 @@ class _AnnotateShard:
         self.counts["tokens"] += tokens
 
     async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        told = {"number": row["number"], "accepted": 0, "rejected": 0, "unavailable": None, "problem": self.problem}
+        if self.problem is not None:
+            return {**told, **self.counts}
         items = read_manifest_shard(self.settings.output_dir, row["number"])
         store = _ReadImages(list(_images_to_annotate(items)), row["contents"], row["problems"])
-        told = {"number": row["number"], "accepted": 0, "rejected": 0, "unavailable": None}
         try:
             state = await self.annotator.annotate(row["number"], items, store)
         except ExceptionGroup as group:

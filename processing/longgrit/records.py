@@ -68,7 +68,11 @@ class SourceImage:
         captions: Short captions that the source has, maybe none.
         long_captions: Long captions that the source has, maybe none.
         grouped: Categories of which the image also shows a group that is no region (COCO's `iscrowd`).
+        uncounted: Categories of which the image may show more than its regions (LVIS's `not_exhaustive_category_ids`).
         licence: Licence of the image, or `None` where the source does not say.
+        file_size: Bytes of the image file when the source stage looked at it; `None` for one that is a part of a tar or parquet
+            file, which the source's fingerprint stands for.
+        problem: Why its regions were dropped as `"unreadable_image"`, in words, or `None`.
     """
 
     image_id: str
@@ -80,7 +84,10 @@ class SourceImage:
     captions: tuple[str, ...] = ()
     long_captions: tuple[str, ...] = ()
     grouped: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
     licence: str | None = None
+    file_size: int | None = None
+    problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as what JSON can hold."""
@@ -90,7 +97,7 @@ class SourceImage:
     def from_json(cls, content: Mapping[str, Any]) -> SourceImage:
         """The image that `to_json` was called on."""
         regions = tuple(SourceRegion(**{**region, "box": tuple(region["box"])}) for region in content["regions"])
-        lists = {key: tuple(content[key]) for key in ("captions", "long_captions", "grouped")}
+        lists = {key: tuple(content[key]) for key in ("captions", "long_captions", "grouped", "uncounted")}
         return cls(**{**content, "regions": regions, **lists})
 
 
@@ -100,8 +107,8 @@ class Provenance:
 
     Attributes:
         stage: The stage that asked for it.
-        model: Name of the model, as configured.
-        server: Address of the server without credentials, or the name of a local engine.
+        model: Name of the model, as configured; of a path its last part.
+        server: Address of the server, scheme, host and port alone, or the name of a local engine.
         prompt: Hash of the prompt file, 16 hex digits.
         time: When the answer came, ISO 8601 in UTC.
         prompt_tokens: Tokens read over all attempts, as the server counts; 0 where it does not.

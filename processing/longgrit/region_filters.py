@@ -76,9 +76,10 @@ def filter_regions(image: SourceImage, settings: FilterSettings) -> SourceImage:
 def check_form(region: SourceRegion, width: int, height: int) -> SourceRegion:
     """Brings a region into the one form that later steps take, as the readers of this package do already.
 
-    A valid mask becomes compressed RLE, and the box its bounding box. A region without a usable mask or box is dropped
-    and loses its place, see `SourceRegion.placed`: as `"malformed_mask"`, `"empty_mask"`, `"malformed_box"`, or
-    `"empty_box"` where it covers no pixel by half.
+    A valid mask becomes compressed RLE, and the box its bounding box. A box that is up to a pixel outside of the image, by
+    rounding, is cut at the edge; one that is further outside, or reversed, is malformed. A region without a usable mask or
+    box is dropped and loses its place, see `SourceRegion.placed`: as `"malformed_mask"`, `"empty_mask"`,
+    `"malformed_box"`, or `"empty_box"` where it covers no pixel by half.
 
     Args:
         region: The region.

@@ -102,11 +102,11 @@ def data_url(content: bytes) -> str:
 def _draw(work: RegionWork, name: str, side: int) -> Image.Image:
     picture = work.image.picture()
     if name in ("image", "boxed_image"):
-        shown = _resize(picture, _size_of_view(picture.size, side))
+        shown = _resize(picture, size_of_view(picture.size, side))
         return shown if name == "image" else _draw_box(shown, work.region.box, picture.size)
     frame = _frame(work.region.box, picture.size, _CONTEXT if name == "overlay" else _MARGIN)
     left, top, right, bottom = frame
-    size = _size_of_view((right - left, bottom - top), side)
+    size = size_of_view((right - left, bottom - top), side)
     crop = _resize(picture, size, frame)
     if name == "crop":
         return crop
@@ -129,7 +129,17 @@ def _frame(box: tuple[float, ...], size: tuple[int, int], margin: float) -> tupl
     return lows[0], lows[1], highs[0], highs[1]
 
 
-def _size_of_view(size: tuple[int, int], side: int) -> tuple[int, int]:
+def size_of_view(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Width and height of the picture that is shown of a part of an image.
+
+    Args:
+        size: Width and height of the part.
+        side: Most pixels of the longer side of the picture.
+
+    Example:
+        >>> size_of_view((4000, 3000), 768), size_of_view((200, 100), 768)
+        ((768, 576), (384, 192))
+    """
     longest = max(size)
     least = min(_SMALL_SIDE, side)
     scale = min(_MAX_ENLARGEMENT, least / longest) if longest < least else min(1.0, side / longest)

@@ -129,7 +129,7 @@ class RuleEngine:
         return {"text": self._texts(work).context_caption.text()}
 
     def _verify(self, work: RegionWork) -> dict[str, Any]:
-        verdict, reason = verify_caption(work.object_text or "", self._texts(work).facts, work.region)
+        verdict, reason = verify_caption(work.object_text or "", self._texts(work).facts)
         return {"reason": reason, "verdict": verdict}
 
     def _fuse(self, work: RegionWork) -> dict[str, Any]:
@@ -205,7 +205,9 @@ def image_captions(facts: ImageFacts) -> tuple[str, str]:
     Returns:
         What it shows in a sentence, and at length with the largest regions.
     """
-    regions = sorted(facts.regions, key=lambda region: -region.share)
+    # What has no name is not worth a mention.
+    regions = [region for region in facts.regions if region.noun.singular != "object"]
+    regions.sort(key=lambda region: -region.share)
     counts = Counter(region.noun.singular for region in regions)
     listed, described = [], []
     for region in regions:
@@ -213,11 +215,8 @@ def image_captions(facts: ImageFacts) -> tuple[str, str]:
         count = counts.pop(noun.singular, 0)
         if not count or len(listed) == _MOST_LISTED:
             continue
-        many = (
-            noun.plural
-            if not facts.complete or noun.singular in facts.grouped
-            else f"{count_word(count)} {noun.plural}"
-        )
+        counted = facts.complete and noun.singular not in facts.grouped | facts.uncounted
+        many = f"{count_word(count)} {noun.plural}" if counted else noun.plural
         listed.append(noun.phrase() if count == 1 and noun.singular not in facts.grouped else many)
     if not listed:
         return "A photo.", "A photo in which nothing was annotated."

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -20,9 +20,11 @@ from ..region_facts import (
     measure_region,
     rank_in_order,
 )
-from ..region_nouns import Noun, noun_of
-from .kept_nouns import leading_noun
+from ..region_nouns import Noun, has_name, noun_of
+from .asking import AnswerRefused
+from .kept_nouns import OTHER_NAMES, leading_noun
 from .records import ImageWork, Rejected, SourceRegion
+from .text_checks import check_form
 
 
 # Regions that the source stage dropped for what they are; the rest of the dropped ones still are things in the photo.
@@ -34,10 +36,19 @@ _PAIRS = frozenset(
     "pants jeans trousers shorts scissors glasses sunglasses goggles leggings tights skis binoculars".split()
 )
 _PLURALS = frozenset("people men women children feet teeth mice geese".split())
+_PEOPLE = frozenset(
+    f"person people mother father son daughter sister brother husband wife bride groom parent friend {OTHER_NAMES['person']}".split()
+)
 _SINGULARS = frozenset("lens stairs series headquarters gas canvas christmas atlas".split())
 _MASS = frozenset(
     "hair clothing furniture food equipment jewelry jewellery smoke ice wood metal bread rice cheese meat milk coffee tea "
     "beer wine text writing fabric foliage vegetation scenery concrete traffic luggage footwear glassware".split()
+)
+
+# "A man and a woman", "mother and child": neither of them alone.
+_SEVERAL_PEOPLE = re.compile(
+    rf"(?:(?:an?|the|one|her|his|their) )?(?:\w+ ){{0,2}}?(?:{'|'.join(sorted(_PEOPLE))}) and (?:\w+ ){{0,3}}?(?:{'|'.join(sorted(_PEOPLE))})\b",
+    re.IGNORECASE,
 )
 
 # Pixels that parts of a region are measured on, at most; more would not change a main colour.
@@ -79,6 +90,11 @@ class RegionFacts:
             relation, phrase = neighbour.relation, neighbour.phrase
             if (self.is_box or boxes[neighbour.index]) and relation in ("touching", "surrounded by"):
                 relation = "close to"
+            elif relation == "touching" and not (
+                self.region.noun.countable and regions[neighbour.index].noun.countable
+            ):
+                # Nothing touches the sky.
+                relation = "next to"
             if boxes[neighbour.index] and not phrase.startswith("one of the "):
                 phrase = regions[neighbour.index].noun.phrase()
             found.append(Neighbour(relation, phrase, neighbour.index))
@@ -182,29 +198,31 @@ class ImageFacts:
 
     Args:
         work: The image.
-        complete: Whether the source names every thing of the categories that it knows, as COCO does, so that things can be
-            counted.
+        complete: Whether the source is COCO, which names every thing of its categories, so that things can be counted.
 
     Attributes:
         pixels: Array of shape (height, width, 3), uint8.
         regions: What was measured of each region that is a thing in the photo, dropped ones too.
         boxes: Whether each of them is no more than a box.
         grouped: Singulars of the nouns of which the photo also shows a group that is no region.
-        uncounted: Singulars of the nouns of which a region could not be read.
+        uncounted: Singulars of the nouns of which a region could not be read, or the source does not name each thing.
     """
 
     def __init__(self, work: ImageWork, complete: bool):
         self.pixels = np.asarray(work.picture())
         self.complete = complete
-        self.grouped = {noun_of(category).singular for category in work.source.grouped}
-        self.uncounted: set[str] = set()
+        self.grouped = {noun_of_category(category, complete).singular for category in work.source.grouped}
+        self.uncounted = {noun_of_category(category, complete).singular for category in work.source.uncounted}
+        # Things without a name are not of one kind.
+        self.uncounted.add(noun_of(None).singular)
+        self.grouped.discard(noun_of(None).singular)
         self.regions: list[MeasuredRegion] = []
         self.boxes: list[bool] = []
         self._numbers: dict[str, int] = {}
         # As they were said: an exception would keep the image alive by its traceback.
         self._unreadable: dict[str, tuple[str, str, str]] = {}
         for region in work.source.regions:
-            noun = noun_of_region(region)
+            noun = noun_of_region(region, coco=complete)
             if region.dropped in _UNREADABLE:
                 self.uncounted.add(noun.singular)
             if region.dropped in (*_NO_THING, *_UNREADABLE):
@@ -235,11 +253,54 @@ class ImageFacts:
         return RegionFacts(self, self._numbers[region.region_id])
 
 
-def noun_of_region(region: SourceRegion) -> Noun:
+@lru_cache(maxsize=65_536)
+def noun_of_category(category: str | None, coco: bool = False) -> Noun:
+    """A category name of any source as a noun.
+
+    Args:
+        category: The name. Of several, as in "person, woman", the first counts, without its article. What cannot stand in a
+            sentence, such as "_", an emoji, a lone colour or markup, is called an object.
+        coco: Whether the name is one of COCO's.
+
+    Returns:
+        The noun.
+
+    Example:
+        >>> [noun_of_category(name).singular for name in ("french_fries", "a dog", "t-shirt", "_")]
+        ['group of french fries', 'dog', 't-shirt', 'object']
+    """
+    if not has_name(category):
+        return noun_of(None)
+    try:
+        check_form(" ".join(category.replace("_", " ").split()))
+    except AnswerRefused:
+        return noun_of(None)
+    first = next(part for part in re.split(r"[,;/|]", category) if has_name(part))
+    first = re.sub(r"^\s*(?:an?|the)[\s_]+(?=\w)", "", first, flags=re.IGNORECASE)
+    noun = noun_of(first, coco)
+    if noun.singular.casefold() in COLOUR_NAMES:
+        return noun_of(None)
+    return _noun_of_words(noun.singular) if noun == Noun(noun.singular, noun.plural) else noun
+
+
+def _noun_of_words(words: str) -> Noun:
+    """Words of which the last one tells the number, such as "french fries"."""
+    head = words.split()[-1].casefold()
+    if head in _PAIRS:
+        return Noun(f"pair of {words}", f"pairs of {words}", before_of="pair of")
+    if head in _MASS:
+        return Noun(words, f"areas of {words}", countable=False)
+    if head in _PLURALS or (re.search(r"[^sui']s$", head) and head not in _SINGULARS):
+        return Noun(f"group of {words}", f"groups of {words}", before_of="group of")
+    return noun_of(words, coco=False)
+
+
+def noun_of_region(region: SourceRegion, coco: bool = False) -> Noun:
     """What a region is: its category, or the head of the phrase that the source has of it, or an object.
 
     Args:
         region: The region.
+        coco: Whether its category is one of COCO's.
 
     Returns:
         The noun.
@@ -249,18 +310,13 @@ def noun_of_region(region: SourceRegion) -> Noun:
         >>> noun_of_region(region).singular
         'group of dogs'
     """
-    if region.category is not None and re.search(r"\w", region.category):
-        return noun_of(region.category)
+    if has_name(region.category):
+        return noun_of_category(region.category, coco)
     if region.phrase is None:
         return noun_of(None)
+    if _SEVERAL_PEOPLE.match(region.phrase):
+        return _noun_of_words("people")
     leading = leading_noun(region.phrase, needs_determiner=False)
     if leading is None or len(leading.word) > 30:
         return noun_of(None)
-    head = leading.word
-    if head in _PAIRS:
-        return Noun(f"pair of {head}", f"pairs of {head}", before_of="pair of")
-    if head in _MASS:
-        return Noun(head, f"areas of {head}", countable=False)
-    if head in _PLURALS or (re.search(r"[^sui']s$", head) and head not in _SINGULARS):
-        return Noun(f"group of {head}", f"groups of {head}", before_of="group of")
-    return noun_of(head)
+    return _noun_of_words(leading.word)

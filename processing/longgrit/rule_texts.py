@@ -57,6 +57,7 @@ _INVERSE = {
     "below and to the right of": "above {it}, to the left",
     "surrounded by": "all around {it}",
     "touching": "right next to {it}",
+    "next to": "right next to {it}",
     "close to": "close by",
 }
 # Direction, its axis, and the sign of the region's centre less that of the other one.

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from ..region_colours import COLOUR_NAMES, ColourShare
 from ..region_nouns import Noun, noun_of
 from .asking import AnswerRefused
-from .kept_nouns import OTHER_NAMES
-from .records import SourceRegion
-from .rule_facts import RegionFacts, noun_of_region
+from .kept_nouns import OTHER_NAMES, PHRASE_ENDS, leading_noun, plain_words
+from .rule_facts import RegionFacts
 from .rule_texts import CLOSE_COLOURS, SHAPE_CLASSES, SHAPES
 from .text_checks import check_form
 
@@ -57,23 +57,48 @@ _MORE_NAMES = {
     "building-other-merged": "building buildings house houses",
     "tree-merged": "tree trees foliage bush bushes",
 }
+# Kinds that are not each other. Whatever else a caption calls a thing of these may be right: a Labrador, a sparrow.
+_KNOWN = frozenset(
+    noun_of(name)
+    for name in (
+        "person bicycle car motorcycle airplane bus train truck boat bench bird cat dog horse sheep cow elephant bear zebra "
+        "giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard kite skateboard surfboard bottle cup fork knife "
+        "spoon bowl banana apple sandwich orange broccoli carrot pizza donut cake chair couch bed toilet tv laptop mouse remote "
+        "keyboard microwave oven toaster sink refrigerator book clock vase scissors toothbrush fire_hydrant traffic_light "
+        "stop_sign parking_meter sports_ball baseball_bat baseball_glove tennis_racket wine_glass hot_dog potted_plant "
+        "dining_table cell_phone teddy_bear hair_drier"
+    ).split()
+)
+# Stuff of COCO that holds things of other kinds.
+_WIDE = ("food", "fruit", "furniture", "vegetable", "clothes", "blossom", "cabinetry")
+# Colours after these are those of parts, of what is on it, or of other things.
+_OF_PARTS = re.compile(
+    r"\b(?:with|wearing|holding|carrying|has|have|having|featuring|filled|topped|covered|decorated|full of|on|by|near|next to|beside|"
+    r"behind|under|against|above|below|between|among|inside|around)\b[^.;]*"
+)
+# "Beside a car, a brown dog rests."
+_LEADING_CLAUSE = re.compile(
+    r"^(?:in|on|at|by|with|beside|behind|near|next to|under|above|below|between|among|against|inside|outside|surrounded|set|seen|placed)\b"
+    r"[^,.;]*,\s*"
+)
+
 _NAMES: dict[str, set[str]] = {}
 for _table in (OTHER_NAMES, _MORE_NAMES):
     for _category, _words in _table.items():
         _NAMES.setdefault(noun_of(_category).singular, set()).update(_words.split())
 
 
-def verify_caption(caption: str, facts: RegionFacts, region: SourceRegion) -> tuple[str, str]:
+def verify_caption(caption: str, facts: RegionFacts) -> tuple[str, str]:
     """Checks a caption.
 
-    It must first of all name the region's noun, or another word for it, and each colour in it must be found under the mask, by that
-    name or by one close to it, unless it stands before the noun of another region. Proportions and shares of the photo in
-    the words that `RegionTexts` uses are compared too. Whatever else it says cannot be judged and is let pass.
+    It must not be about a thing of another kind: another region's, or one of COCO's. A word of which neither is known, such as
+    "Labrador", cannot be judged. Each colour that it gives the thing as a whole must be found under the mask, by that name or by
+    one close to it; colours of its parts and of other regions are not looked at. Proportions and shares of the photo in the words
+    that `RegionTexts` uses are compared too. Whatever else it says is let pass.
 
     Args:
         caption: The caption.
         facts: What is known of the region.
-        region: The region.
 
     Returns:
         `"consistent"`, `"inconsistent"` or `"invalid"`, and why.
@@ -85,8 +110,8 @@ def verify_caption(caption: str, facts: RegionFacts, region: SourceRegion) -> tu
         check_form(text)
     except AnswerRefused as refused:
         return "invalid", refused.message
-    lower = text.lower()
-    for problem in (_wrong_noun(lower, facts, region), _wrong_colour(lower, facts), _wrong_size(lower, facts)):
+    lower = _LEADING_CLAUSE.sub("", text.lower())
+    for problem in (_wrong_noun(lower, facts), _wrong_colour(lower, facts), _wrong_size(lower, facts)):
         if problem is not None:
             return "inconsistent", problem
     return "consistent", "Its noun, colours and measures agree with the annotation and the pixels."
@@ -104,20 +129,33 @@ def own_names_of(noun: Noun) -> set[str]:
     return names_of(noun) | {noun.singular.split()[-1].lower(), noun.plural.split()[-1].lower()}
 
 
-def _wrong_noun(text: str, facts: RegionFacts, region: SourceRegion) -> str | None:
-    if noun_of_region(region) == noun_of(None):
-        return None
+def _wrong_noun(text: str, facts: RegionFacts) -> str | None:
     noun = facts.region.noun
+    if noun == noun_of(None):
+        return None
     own = own_names_of(noun)
-    others = {name for other in _other_nouns(facts) for name in names_of(other)} - own
-    known = "|".join(re.escape(name) for name in sorted(own | others, key=len, reverse=True))
-    found = [match[1] for match in re.finditer(rf"\b({known})\b", text)]
-    if not any(name in own for name in found):
-        return f"It does not name the {noun.singular}."
-    first = found[0]
-    # "A bus driver" is no bus.
-    compound = re.search(rf"\b{re.escape(first)} (?:{'|'.join(map(re.escape, own))})\b", text)
-    return None if first in own or compound else f"It speaks of {first!r} first, but this is the {noun.singular}."
+    is_known = noun in _KNOWN or (facts.image.complete and noun.singular not in _WIDE)
+    kinds = [*_other_nouns(facts), *(_KNOWN - {noun} if is_known else ())]
+    others = {name for kind in kinds for name in names_of(kind)} - own
+    subject = _subject(text)
+    # The longest that the subject ends with: a "hot dog" is no dog.
+    named = next((name for name in sorted(own | others, key=len, reverse=True) if _ends_with(subject, name)), None)
+    if named is None or named in own:
+        return None
+    return f"It speaks of {named!r} first, but this is the {noun.singular}."
+
+
+def _subject(text: str) -> str:
+    """What a text begins with, up to its leading noun or, where that is not certain, up to the first word that ends it."""
+    words = plain_words(re.split(r"[.!?:;(,]", text, maxsplit=1)[0])
+    leading = leading_noun(text, needs_determiner=False)
+    if leading is not None:
+        return " ".join(plain_words(text)[: leading.position + 1])
+    return " ".join(itertools.takewhile(lambda word: word not in PHRASE_ENDS, words))
+
+
+def _ends_with(subject: str, name: str) -> bool:
+    return subject.endswith(name) and (len(subject) == len(name) or subject[-len(name) - 1] == " ")
 
 
 def _other_nouns(facts: RegionFacts) -> list[Noun]:
@@ -127,11 +165,12 @@ def _other_nouns(facts: RegionFacts) -> list[Noun]:
 
 def _wrong_colour(text: str, facts: RegionFacts) -> str | None:
     # Colours that are part of names, "orange fruit", "orange": no statement.
-    text = re.sub(rf"\b{re.escape(facts.region.noun.singular.lower())}\b", "thing", text)
+    text = re.sub(rf"(?<!\w){re.escape(facts.region.noun.singular.lower())}(?!\w)", "thing", text)
+    text = _OF_PARTS.sub("", text)
     others = "|".join(re.escape(name) for other in _other_nouns(facts) for name in names_of(other))
     shares = {colour.name: colour.share for colour in facts.region.colours}
     for match in _COLOURS.finditer(text):
-        if others and re.match(rf"(?:(?:[\s,-]+| and )\w+){{0,2}}?\s+(?:{others})\b", text[match.end() :]):
+        if others and re.match(rf"(?:(?:[\s,-]+| and )\w+){{0,2}}?\s+(?:{others})(?!\w)", text[match.end() :]):
             continue
         names = _COLOUR_WORDS[match[1]]
         own = sum(shares.get(name, 0.0) for name in names)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,13 +18,13 @@ import yaml
 
 from .atomic_files import open_atomic, remove_unfinished
 from .config import STAGES, LongGritSettings
+from .redaction import extra_bodies, redacted
 
 
 logger = logging.getLogger(__name__)
 
 # Raised when the same answers make other shards than before.
 RESULTS_VERSION = 1
-_SECRET = re.compile(r"key|token|secret|password|authorization|credential", re.IGNORECASE)
 
 
 class RunFolder:
@@ -89,11 +88,19 @@ class RunFolder:
             return json.loads(next(file))["accepted"]
 
     def read_state(self, number: int) -> dict[str, Any] | None:
-        """What `write_state` wrote, or `None` for a shard that is not done."""
+        """What `write_state` wrote, or `None` for a shard that is not done, or whose file is damaged; a warning names that."""
+        path = self.path / "shards" / f"{number:05d}.json"
         try:
-            return json.loads((self.path / "shards" / f"{number:05d}.json").read_text(encoding="utf-8"))
+            state = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except (ValueError, RecursionError) as error:
+            logger.warning("%s is damaged (%s); the shard is made anew.", path, error)
+            return None
+        if not isinstance(state, dict) or not isinstance(state.get("summary"), dict) or "fingerprint" not in state:
+            logger.warning("%s holds no state of a shard; the shard is made anew.", path)
+            return None
+        return state
 
     def write_state(self, number: int, state: Mapping[str, Any]) -> None:
         """Marks a shard as done; the last thing that is written of it."""
@@ -106,7 +113,7 @@ class RunFolder:
     def write_settings(self, settings: LongGritSettings) -> None:
         """Writes `run/settings.yaml`: the settings, without anything that is or looks like a secret."""
         secrets = {os.environ.get(server.api_key_env or "") for server in settings.servers.values()} - {None, ""}
-        content = _without_secrets(settings.model_dump(mode="json"), secrets)
+        content = redacted(settings, secrets)
         write_atomically(self.path / "settings.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def generations(self, repeat: Iterable[str]) -> dict[str, int]:
@@ -153,7 +160,8 @@ class RunFolder:
 
         Args:
             number: The shard.
-            settings: Of the run. What only decides who answers, and how fast, does not count.
+            settings: Of the run. What only decides who answers, and how fast, does not count; `extra_body` of the servers does,
+                without secrets.
             prompts: Hash of the prompt of each enabled stage.
             generations: From `generations`.
         """
@@ -161,10 +169,12 @@ class RunFolder:
         for name in settings.enabled_stages:
             stage = settings.stage(name).model_dump(mode="json", exclude={"enabled", "engine", "servers", "prompt"})
             model = [settings.engine_of(name), settings.model_of(name), prompts[name], generations.get(name, 0)]
-            stages[name] = {**stage, "model": model}
+            stages[name] = {**stage, "model": model, "extra_bodies": extra_bodies(settings, name)}
         shaping = [RESULTS_VERSION, stages, settings.texts.model_dump(mode="json"), settings.seed]
         output = settings.output.model_dump(mode="json", exclude={"dataset_name", "dataset_licence"})
-        digest = hashlib.blake2b(json.dumps([*shaping, output], sort_keys=True).encode(), digest_size=16)
+        digest = hashlib.blake2b(
+            json.dumps([*shaping, settings.source.licence, output], sort_keys=True).encode(), digest_size=16
+        )
         digest.update(self.manifest(number).read_bytes())
         return digest.hexdigest()
 
@@ -178,17 +188,3 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     with open_atomic(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-
-
-def _without_secrets(content: Any, secrets: set[str], name: str = "") -> Any:
-    if isinstance(content, dict):
-        return {key: _without_secrets(value, secrets, key) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_without_secrets(value, secrets, name) for value in content]
-    if isinstance(content, str):
-        # `api_key_env` names a variable; `max_tokens` holds a number.
-        if name != "api_key_env" and _SECRET.search(name):
-            return "***"
-        for secret in secrets:
-            content = content.replace(secret, "***")
-    return content

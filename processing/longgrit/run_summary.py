@@ -26,6 +26,29 @@ NUM_REJECT_SAMPLES = 2
 LENGTH_STEP = 10
 """Words of one bar of the histogram of lengths."""
 
+# What the source stage and readers drop regions for; a source of the user's own may have other reasons.
+_DROPPED = {
+    "aspect": "The longest side of its box is too long for the other.",
+    "blank_phrase": "Its phrase is empty or not a part of the caption.",
+    "border": "Too much of the outline of its box lies on the image's border.",
+    "crowd": "It is a group that the source outlines as one.",
+    "duplicate_crop": "It looks like an earlier region, in this image or another.",
+    "duplicate_mask": "It covers about the same pixels as an earlier region of the image.",
+    "empty_box": "Its box has no area, or covers no pixel by half.",
+    "empty_mask": "Its mask has no pixel, or none was found in its box.",
+    "low_score": "The source is not sure enough of it.",
+    "malformed_box": "Its box is not x1, y1, x2, y2 within the image.",
+    "malformed_mask": "Its mask cannot be read, or is not of the size of the image.",
+    "malformed_region": "What the source holds of it is not of the form that the reader takes.",
+    "malformed_score": "Its score is not a number from 0 to 1.",
+    "no_mask_or_box": "It has neither a mask nor a box.",
+    "over_max_regions": "The image has enough regions that are larger.",
+    "too_large": "It covers too much of the image.",
+    "too_small": "It covers too little of the image.",
+    "unreadable_image": "The image cannot be read.",
+    "unreadable_panoptic": "The picture that holds its mask cannot be read.",
+}
+
 # Of one text in a summary; it is there to be looked at.
 _MAX_SHOWN = 1000
 _SHOWN_NEGATIVES = 3
@@ -115,6 +138,20 @@ def check_ended(result: ImageResult) -> dict[str, RegionResult]:
     return {end.region_id: end for end in result.regions}
 
 
+def dropped_region(region: SourceRegion, image: SourceImage) -> RegionResult:
+    """How a region ended that the source stage dropped, with the reason in words.
+
+    Example:
+        >>> region = SourceRegion("7#0", (0.0, 0.0, 1.0, 1.0), mask_source="box", dropped="too_small")
+        >>> dropped_region(region, SourceImage("7", "7.jpg", {"path": "7.jpg"}, 800, 800, (region,))).detail
+        'It covers too little of the image.'
+    """
+    detail = _DROPPED.get(region.dropped, "The source left it out.")
+    if region.dropped == "unreadable_image" and image.problem is not None:
+        detail = image.problem
+    return RegionResult(region.region_id, region.dropped, "source", detail)
+
+
 def _empty() -> dict[str, Any]:
     numbers = ("images", "images_written", "regions", "accepted", "hard_negatives", "captions", "long_captions")
     mappings = ("source_errors", "rejected", "stages", "models", "prompts", "mask_sources", "licences")
@@ -140,8 +177,7 @@ def _add_image(summary: dict[str, Any], result: ImageResult, seed: int) -> None:
     accepted = 0
     for region in image.regions:
         if region.dropped is not None:
-            dropped = RegionResult(region.region_id, region.dropped, "source", "left out by the source's filters")
-            _add_region(summary, image, region, dropped, set(), seed)
+            _add_region(summary, image, region, dropped_region(region, image), set(), seed)
         else:
             end = ended[region.region_id]
             accepted += end.reason is None

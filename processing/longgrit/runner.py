@@ -1,10 +1,15 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Runs the LongGRIT pipeline on one machine: source, annotation shard by shard, report; resumed by the same call."""
+"""
+Runs the LongGRIT pipeline on one machine: source, annotation shard by shard, report; resumed by the same call.
+
+Folder and journals are locked by `fcntl`, which is there on POSIX systems only: Linux and macOS, not Windows.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +65,8 @@ def run_pipeline(
         settings: The whole run.
         limit: Regions after which no further shard is begun; all by default.
         repeat: Names of stages whose models are asked again although the request is the same.
-        retry_failed: Whether regions that were rejected as `"request_failed"` or `"unreadable_image"` are tried again.
+        retry_failed: Whether regions that were rejected as `"request_failed"`, `"unreadable_image"` or `"changed_image"` are
+            tried again.
         source: Images and regions; opened by the settings by default.
         engines: Engines by name, left open at the end; made by the settings by default.
         progress: Told of what happens, see `RunProgress`; or `None`.
@@ -90,11 +96,15 @@ def run_pipeline(
     folder = RunFolder(settings.output_dir)
     with folder.lock():
         plan = plan_run(settings, folder, limit, repeat, retry_failed, source, progress)
+        failed = None
         if plan.todo:
             try:
                 asyncio.run(_annotate(settings, folder, plan, engines, progress))
             except ExceptionGroup as group:
-                raise cause_of(group) from group
+                failed = cause_of(group)
+        if failed is not None:
+            # Not within `except`: a traceback of the whole group would follow.
+            raise failed
         return finish_run(settings, folder, plan)
 
 
@@ -171,8 +181,9 @@ def build_engines(settings: LongGritSettings) -> dict[str, Engine]:
 def finish_run(settings: LongGritSettings, folder: RunFolder, plan: RunPlan) -> dict[str, Any]:
     """Writes what stands beside the shards when all are done, and returns the summary of the dataset."""
     summary = merge_summaries(folder.read_state(number)["summary"] for number in plan.shards)
-    write_card(settings.output_dir, summary, settings)
     write_report(settings.output_dir, summary, settings, open_image_store(settings.source))
+    # The last one, for it says that the dataset is finished.
+    write_card(settings.output_dir, summary, settings)
     folder.end_repeats()
     return summary
 
@@ -207,16 +218,20 @@ async def _annotate(
 
 
 def cause_of(group: BaseExceptionGroup) -> BaseException:
-    """The one error that ended all the tasks; the others are logged."""
+    """The one error that ended all the tasks; of the others, the first of those that are equal but for numbers is logged."""
     errors = list(_leaves(group))
     # A server that is down says less than a mistake of ours.
     errors.sort(key=lambda error: isinstance(error, EngineUnavailable))
-    told = {repr(errors[0])}
+    told = {_kind_of(errors[0])}
     for error in errors[1:]:
-        if repr(error) not in told:
+        if _kind_of(error) not in told:
             logger.error("The run also met %r.", error)
-            told.add(repr(error))
+            told.add(_kind_of(error))
     return errors[0]
+
+
+def _kind_of(error: BaseException) -> str:
+    return re.sub(r"\d+", "0", repr(error))
 
 
 def _leaves(group: BaseExceptionGroup) -> Iterable[BaseException]:

@@ -7,9 +7,33 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from .circuit_breaker import CircuitBreaker
+from .circuit_breaker import CircuitBreaker, FailedInARow
 from .config import ServerSettings
 from .engines import EngineUnavailable
+
+
+class ModelAtServer:
+    """What is known of one model at one server.
+
+    Args:
+        settings: Settings of the server.
+
+    Attributes:
+        breaker: Whether it may be asked now.
+        refusal: Why it will not be asked any more, if so.
+        answered: Whether it ever answered.
+        failed: Requests without an answer, by stage.
+        last_failure: What came in place of the last answer.
+    """
+
+    def __init__(self, settings: ServerSettings):
+        # While a server is out, something fails at least this often.
+        forget = settings.breaker_wait + settings.total_timeout + settings.max_wait
+        self.breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_wait, forget)
+        self.refusal: str | None = None
+        self.answered = False
+        self.failed = FailedInARow()
+        self.last_failure = ""
 
 
 class Server:
@@ -22,18 +46,14 @@ class Server:
     Attributes:
         active: Requests that are with it now.
         resting: Places that stay empty for a while, since it answered a request with 429.
-        refusals: Why it will never answer, by model.
     """
 
     def __init__(self, name: str, settings: ServerSettings):
         self.name = name
         self.settings = settings
-        # While a server is out, something fails at least this often.
-        forget = settings.breaker_wait + settings.total_timeout + settings.max_wait
-        self.breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_wait, forget)
         self.active = 0
         self.resting = 0
-        self.refusals: dict[str, str] = {}
+        self._models: dict[str, ModelAtServer] = {}
 
     @property
     def url(self) -> str:
@@ -45,9 +65,16 @@ class Server:
         """Share of its places that are taken."""
         return (self.active + self.resting) / self.settings.max_concurrency
 
-    def has_place(self) -> bool:
-        """Whether a request may be sent to it now."""
-        return self.load < 1 and self.breaker.allows()
+    def model(self, name: str) -> ModelAtServer:
+        """What is known of one of its models: one may be broken where the others are well."""
+        if name not in self._models:
+            self._models[name] = ModelAtServer(self.settings)
+        return self._models[name]
+
+    def has_place(self, model: str) -> bool:
+        """Whether a request for a model may be sent to it now."""
+        known = self.model(model)
+        return self.load < 1 and known.refusal is None and known.breaker.allows()
 
 
 class ServerPool:
@@ -94,7 +121,7 @@ class ServerPool:
         key = (tuple(servers), model)
         server = self._free_one(key, avoid)
         if server is not None:
-            self._take(server)
+            self._take(server, key[1])
             return server
         future: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
         self._tickets += 1
@@ -103,7 +130,7 @@ class ServerPool:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
-                future.result().breaker.abandoned()
+                future.result().model(model).breaker.abandoned()
                 self.release(future.result())
             raise
 
@@ -117,23 +144,27 @@ class ServerPool:
         server.resting += 1
         asyncio.get_running_loop().call_later(seconds, self._end_rest, server)
 
-    def leave_alone(self, server: Server) -> None:
-        """Has those that wait look again when the breaker of a server may let one through."""
+    def leave_alone(self, seconds: float) -> None:
+        """Has those that wait look for another server now, and again when one that is left alone may be asked."""
         # A little later than that, as timers may come early by their resolution.
-        asyncio.get_running_loop().call_later(server.breaker.wait + 0.01, self.hand_out)
+        asyncio.get_running_loop().call_later(seconds + 0.01, self.hand_out)
         self.hand_out()
 
     def check(self, servers: Sequence[Server], model: str) -> None:
         """Raises `EngineUnavailable` if there will be no answer, with what can be done about it."""
-        if all(model in server.refusals for server in servers):
-            reasons = "; ".join(server.refusals[model] for server in servers)
+        known = {server: server.model(model) for server in servers}
+        if all(at.refusal is not None for at in known.values()):
+            reasons = "; ".join(at.refusal for at in known.values())
             raise EngineUnavailable(f"No server answers for model {model!r}: {reasons}.")
-        left = [server for server in servers if model not in server.refusals]
-        if all(server.breaker.silent_for() >= server.settings.outage_timeout for server in left):
-            names = ", ".join(f"{server.url} for {server.breaker.silent_for():.0f} s" for server in left)
+        left = {server: at for server, at in known.items() if at.refusal is None}
+        if all(at.breaker.silent_for() >= server.settings.outage_timeout for server, at in left.items()):
+            names = ", ".join(
+                f"{server.url} for {at.breaker.silent_for():.0f} s, the last: {at.last_failure}"
+                for server, at in left.items()
+            )
             raise EngineUnavailable(
-                f"No answer from {names}. See the server's log; run the same command again when it is up, to go on from "
-                f"here; `outage_timeout` is how long a run waits."
+                f"No answer for model {model!r} from {names}. See the server's log; run the same command again when it is "
+                f"up, to go on from here; `outage_timeout` is how long a run waits."
             )
 
     def hand_out(self) -> None:
@@ -158,19 +189,19 @@ class ServerPool:
         for key in self._lines if heads is None else [key for _, key in heads]:
             server = self._free_one(key)
             if server is not None:
-                self._take(server)
+                self._take(server, key[1])
                 self._lines[key].popleft()[1].set_result(server)
                 return True
         return False
 
     def _free_one(self, key: tuple[tuple[Server, ...], str], avoid: Server | None = None) -> Server | None:
         servers, model = key
-        free = [server for server in servers if model not in server.refusals and server.has_place()]
+        free = [server for server in servers if server.has_place(model)]
         return min(free, key=lambda server: (server is avoid, server.load), default=None)
 
-    def _take(self, server: Server) -> None:
+    def _take(self, server: Server, model: str) -> None:
         server.active += 1
-        server.breaker.begin()
+        server.model(model).breaker.begin()
 
     def _end_rest(self, server: Server) -> None:
         server.resting -= 1

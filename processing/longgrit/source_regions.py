@@ -13,12 +13,23 @@ from typing import Any
 import numpy as np
 
 from ..region_records import check_image_size, check_relative_path, is_text, read_image_header
-from ..regions import check_box, encode_rle, encode_runs, is_polygons, mask_runs, mask_to_box, runs_to_box
+from ..regions import (
+    _to_numbers,
+    check_box,
+    encode_rle,
+    encode_runs,
+    is_polygons,
+    mask_runs,
+    mask_to_box,
+    runs_to_box,
+)
 from .records import SourceRegion
 from .sources import SourceError
 
 
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
+# Pixels by which a box may be off its image, by rounding; it is cut at the edge.
+_OFF_BY_ROUNDING = 1
 
 
 class BadImage(Exception):
@@ -114,17 +125,23 @@ def masked_region(region_id: str, mask: Any, height: int, width: int, **facts: A
 
 
 def boxed_region(region_id: str, box: Any, height: int, width: int, **facts: Any) -> SourceRegion:
-    """Makes a region of a box, xyxy in pixels; a malformed one or one without area is dropped."""
+    """Makes a region of a box, xyxy in pixels; what lies up to a pixel outside of the image is cut off.
+
+    A malformed box, one that is reversed or lies further outside, or one without area is dropped.
+    """
     try:
-        corners = check_box(box, height, width, allow_empty=True)
+        numbers = _to_numbers(box, "the box", "four numbers")
+        inside = np.clip(numbers, 0, [width, height, width, height])
     except (ValueError, TypeError):
         return unusable_region(region_id, "malformed_box", **facts)
-    region = SourceRegion(region_id, tuple(corners.tolist()), mask_source="box", **facts)
+    is_box = numbers.shape == (4,) and (numbers[:2] <= numbers[2:]).all()
+    if not is_box or np.abs(numbers - inside).max() > _OFF_BY_ROUNDING:
+        return unusable_region(region_id, "malformed_box", **facts)
     try:
-        check_box(box, height, width)
+        corners = check_box(inside, height, width)
     except ValueError:
         return unusable_region(region_id, "empty_box", **facts)
-    return region
+    return SourceRegion(region_id, tuple(corners.tolist()), mask_source="box", **facts)
 
 
 def unusable_region(region_id: str, reason: str, **facts: Any) -> SourceRegion:
@@ -140,6 +157,13 @@ def cleaned_text(text: Any) -> str | None:
 def cleaned_texts(texts: Any) -> tuple[str, ...]:
     """Those of a list that show something."""
     return tuple(filter(None, map(cleaned_text, texts))) if isinstance(texts, Sequence) else ()
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number that can be calculated with."""
+    # An integer of any length is no float.
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) < 2**53
 
 
 def is_score(score: Any) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,9 +35,10 @@ logger = logging.getLogger(__name__)
 _In, _Out = TypeVar("_In"), TypeVar("_Out")
 
 # Raised when the same source and settings give another manifest than before.
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 # Settings that the manifest does not hang on.
-_NOT_COMPARED = {"sam2_device"}
+_NOT_COMPARED = {"sam2_device", "licence"}
+_PATHS = ("path", "image_root", "instances", "panoptic", "captions")
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -105,7 +107,9 @@ def run_source_stage(
         >>> summary.shards == manifest_shards(settings.output_dir), summary.accepted > 0
         (True, True)
     """
-    source = open_source(settings.source) if source is None else source
+    if source is None:
+        # The licence of all images is added where shards are written, and may be changed without reading them again.
+        source = open_source(settings.source.model_copy(update={"licence": None}))
     folder = _manifest_folder(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(folder, settings, source)
@@ -228,6 +232,8 @@ class _Preparation:
         if isinstance(work, SourceError):
             return work, {}
         image = filter_regions(work.source, self._filters)
+        # Its answers are of this file, see `ShardAnnotator`.
+        image = dataclasses.replace(image, file_size=self._store.size(image.location))
         kept = [region for region in image.regions if region.dropped is None]
         if self._filters.hash_distance is None or not kept:
             return image, {}
@@ -235,7 +241,8 @@ class _Preparation:
             grey = work.picture().convert("L")
         except (OSError, ValueError) as error:
             return _without_picture(image, error), {}
-        return image, {region.region_id: crop_hash(grey, work.mask(region)) for region in kept}
+        hashes = {region.region_id: crop_hash(grey, work.mask(region)) for region in kept}
+        return image, {region_id: value for region_id, value in hashes.items() if value is not None}
 
     def _decode_for_masks(self, item: SourceImage | SourceError) -> ImageWork | SourceError:
         """Decodes an image in which a box needs a mask."""
@@ -276,7 +283,9 @@ def _without_picture(image: SourceImage, error: Exception) -> SourceImage:
     regions = tuple(
         dataclasses.replace(region, dropped=region.dropped or "unreadable_image") for region in image.regions
     )
-    return dataclasses.replace(image, regions=regions)
+    # A decoder's message may hold the address of an object, and the manifest is the same each time.
+    problem = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
+    return dataclasses.replace(image, regions=regions, problem=problem)
 
 
 def _make_shard(
@@ -373,16 +382,23 @@ def _check_settings(folder: Path, settings: LongGritSettings, source: Source) ->
         "images_per_shard": settings.output.images_per_shard,
         "source": settings.source.model_dump(mode="json", exclude=_NOT_COMPARED),
         "filters": settings.filters.model_dump(mode="json"),
+        "places": {
+            name: os.path.realpath(path) for name in _PATHS if (path := getattr(settings.source, name)) is not None
+        },
     }
     path = folder / "made_of.json"
     if not path.exists():
         with open_atomic(path) as file:
             file.write(json.dumps(current, indent=1).encode())
         return
-    made_of, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(current)
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    # A path may be written in another way; and one that is written the same was moved with all the rest.
+    places, earlier_places = current.pop("places"), earlier.pop("places", {})
+    same = {f"source.{name}" for name, place in places.items() if earlier_places.get(name) == place}
+    made_of, now = _flat(earlier), _flat(current)
     differ = [
         f"{key} was {made_of.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted({*made_of, *now})
+        for key in sorted({*made_of, *now} - same)
         if made_of.get(key) != now.get(key)
     ]
     if differ:

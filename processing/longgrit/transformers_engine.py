@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from .circuit_breaker import FailedInARow
 from .config import LongGritSettings
 from .engines import Answer, EngineUnavailable, Request, RequestFailed
 from .region_views import render_view
@@ -67,6 +68,7 @@ class TransformersEngine:
         self._waiting: list[tuple[Request, asyncio.Future[Answer]]] = []
         self._worker: asyncio.Task | None = None
         self._closed = threading.Event()
+        self._failed = FailedInARow()
 
     async def ask(self, request: Request) -> Answer:
         """Answers one request.
@@ -80,14 +82,26 @@ class TransformersEngine:
         Raises:
             RequestFailed: If the model fails with this request.
             EngineUnavailable: If the model cannot be loaded, has no chat template, or takes no pictures and the stage
-                sends some.
+                sends some; or if 20 requests of a stage in a row failed and none was answered before (200 once one was).
             ValueError: If the image cannot be read.
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.ensure_future(self._work())
-        return await future
+        kind = request.stage, request.model
+        try:
+            answer = await future
+        except RequestFailed as error:
+            if not self._failed.failed(kind):
+                raise
+            raise EngineUnavailable(
+                f"{self._failed.count(kind)} requests of the stage {request.stage!r} in a row failed, the last: {error}. Set "
+                f"`stages.{request.stage}.model` to a model that takes them, or make them smaller: `image_side`, "
+                f"`parameters.max_tokens`."
+            ) from error
+        self._failed.answered(kind)
+        return answer
 
     async def close(self) -> None:
         """Ends the thread, and frees the models. An answer that is being written ends there."""

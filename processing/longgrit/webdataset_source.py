@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from ..region_shards import StoredRecord
@@ -53,7 +54,9 @@ class WebDatasetSource(ShardSource):
             place = ImagePlace(
                 checked_path(name, "the tar"), {"tar": shard, "offset": offset, "size": size}, stored.image
             )
-            key = place.file.partition(".")[0]
+            path = PurePosixPath(place.file)
+            # Up to the first dot of the name: folders may have dots too.
+            key = str(path.with_name(path.name.partition(".")[0]))
             if "ref_exps" in record:
                 key = grit_identifier(record) or key
                 return image_of_grit(record, key, place, self._settings.licence)
