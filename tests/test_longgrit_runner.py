@@ -35,6 +35,14 @@ from processing_pixclip.longgrit.sources import open_image_store
 IMAGES, REGIONS = 5, 3
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Also where these tests run in the background of a shell, which then has its processes ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return make_photos(tmp_path_factory.mktemp("photos"), IMAGES, REGIONS)
