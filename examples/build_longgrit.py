@@ -92,6 +92,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--ray", nargs="?", const="local", metavar="ADDRESS", help="on a Ray cluster (`auto` or its address), or here"
     )
     parser.add_argument("--ray_workers", type=int, help="processes that annotate, with --ray; 2 by default")
+    parser.add_argument("--ray_gpus", type=float, default=0, help="GPUs of each of them, for engine `transformers`")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="push the finished dataset")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     options = parser.parse_args(arguments)
@@ -144,7 +145,12 @@ def build(settings: LongGritSettings, options: argparse.Namespace) -> dict[str, 
             return run_pipeline(settings, progress=progress, **chosen)
         address = None if options.ray == "local" else options.ray
         return run_pipeline_on_ray(
-            settings, address=address, workers=options.ray_workers or 2, progress=progress, **chosen
+            settings,
+            address=address,
+            workers=options.ray_workers or 2,
+            num_gpus=options.ray_gpus,
+            progress=progress,
+            **chosen,
         )
     finally:
         progress.close()

@@ -54,7 +54,7 @@ class RegionSample(TypedDict):
     evaluation: NotRequired[bool]
 
 
-_RECORD_KEYS = {
+RECORD_KEYS = {
     "image": (str, "a path below image_root, relative to it", True),
     "image_id": (str, "a string", True),
     "width": (int, "a positive integer, in pixels", True),
@@ -65,7 +65,7 @@ _RECORD_KEYS = {
     "licence": ((str, type(None)), "a string or null", False),
     "provenance": (list, "a list of objects, one for each stage that made a text", False),
 }
-_REGION_KEYS = {
+REGION_KEYS = {
     "region_id": (str, "a string", False),
     "mask": ((dict, list), "COCO RLE {'size': [height, width], 'counts': ...} or polygons [[x1, y1, ...]]", False),
     "box": (list, "[x1, y1, x2, y2] in pixels, in place of a mask, or that around it", False),
@@ -103,10 +103,10 @@ def check_record(record: Any, where: str) -> None:
         ...
         ValueError: line 1: key 'regions' is missing; it is a list of regions, maybe empty.
     """
-    _check_keys(record, _RECORD_KEYS, where)
+    _check_keys(record, RECORD_KEYS, where)
     for key in ("width", "height"):
         if record[key] < 1:
-            raise ValueError(f"{where}: key {key!r} is {record[key]!r:.200}; accepted is {_RECORD_KEYS[key][1]}.")
+            raise ValueError(f"{where}: key {key!r} is {record[key]!r:.200}; accepted is {RECORD_KEYS[key][1]}.")
     check_image_size(record["width"], record["height"], where)
     check_relative_path(record["image"], f"{where}: key 'image'", "image_root")
     check_texts(record.get("captions", []), f"{where}: captions", "a caption")
@@ -117,18 +117,18 @@ def check_record(record: Any, where: str) -> None:
 
 
 def _check_region(region: Any, height: int, width: int, where: str) -> None:
-    _check_keys(region, _REGION_KEYS, where)
+    _check_keys(region, REGION_KEYS, where)
     for key in ("text", "object_text"):
         if region.get(key) is not None and not is_text(region[key]):
             raise ValueError(
                 f"{where}: key {key!r} is empty, or blank, or not Unicode ({region[key]!r:.200}); accepted is "
-                f"{_REGION_KEYS[key][1]}."
+                f"{REGION_KEYS[key][1]}."
             )
     check_texts(region.get("hard_negatives", []), f"{where}: hard_negatives", "a hard negative")
     _check_provenance(region, where)
     if "mask" not in region and "box" not in region:
         raise ValueError(
-            f"{where} has neither a 'mask' nor a 'box'; accepted is a mask, {_REGION_KEYS['mask'][1]}, or a box, "
+            f"{where} has neither a 'mask' nor a 'box'; accepted is a mask, {REGION_KEYS['mask'][1]}, or a box, "
             f"[x1, y1, x2, y2] in pixels."
         )
     box = check_box(region["box"], height, width, f"{where}: key 'box'") if "box" in region else None
@@ -136,7 +136,7 @@ def _check_region(region: Any, height: int, width: int, where: str) -> None:
         return
     mask, size = region["mask"], [height, width]
     if not (is_polygons(mask) or (isinstance(mask, dict) and {"size", "counts"} <= mask.keys())):
-        raise ValueError(f"{where}: key 'mask' is not a mask; accepted is {_REGION_KEYS['mask'][1]}.")
+        raise ValueError(f"{where}: key 'mask' is not a mask; accepted is {REGION_KEYS['mask'][1]}.")
     if isinstance(mask, dict) and mask["size"] != size:
         raise ValueError(
             f"{where}: key 'mask' has size {mask['size']!r:.200}, but the image has [height, width] = {size}; a mask is "

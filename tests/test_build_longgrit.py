@@ -14,6 +14,7 @@ import pytest
 import yaml
 from faulty_openai_server import running_server
 from longgrit_for_tests import assert_all_ended_once, rejected_of, rows_of
+from tiny_pretraining import make_workspace, pretrain
 
 from processing_pixclip import RegionJsonlDataset
 from processing_pixclip.longgrit import dry_run, read_settings
@@ -246,3 +247,21 @@ def test_without_its_server_a_run_stops_and_says_so(few_photos, tmp_path):
     assert run.returncode == 1 and "Traceback" not in run.stderr
     assert "http://127.0.0.1:9/v1" in run.stderr and "goes on from here" in run.stderr
     assert not list((tmp_path / "out/run/shards").iterdir())
+
+
+@pytest.mark.slow
+def test_the_whole_sample_becomes_a_dataset_that_the_script_trains_on(tmp_path):
+    """`make longgrit`, then `run_pretraining.py --dataset`, for a few steps of a tiny model."""
+    goal = subprocess.run(["make", "-n", "longgrit"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "examples/build_longgrit.py examples/configs/longgrit_coco_regions.yaml" in goal
+    assert build_longgrit.main([str(CONFIG), "--output_dir", str(tmp_path / "out")]) == 0
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 65 and sum(len(row["regions"]) for row in rows.values()) >= 350
+    workspace = make_workspace(tmp_path / "pretraining")
+    # Its held-out photos have neither long captions nor hard negatives.
+    config = json.loads((workspace / "config.json").read_text())
+    (workspace / "config.json").write_text(json.dumps({**config, "eval_file": None, "eval_strategy": "no"}))
+    options = ["--dataset", tmp_path / "out", "--preset", "pixclip+fg", "--max_steps", "3"]
+    run = pretrain(workspace / "config.json", "--output_dir", workspace / "run", *options)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((workspace / "run" / "trainer_state.json").read_text())["global_step"] == 3

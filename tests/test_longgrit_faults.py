@@ -1,7 +1,6 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Whole LongGRIT runs against a server that fails 30 % of the requests: nothing is lost, nothing comes twice."""
 
-import json
 from collections import Counter
 
 import pytest
@@ -85,4 +84,3 @@ def test_every_region_of_two_thousand_ends_once_with_thirty_percent_faults(tmp_p
     # What a model was tricked into writing is data: it is kept or rejected as any other text.
     texts = repr(list(ended.values()))
     assert INJECTION.split("{{")[0].strip() in texts
-    print(json.dumps({key: summary[key] for key in ("accepted", "rejected", "seconds")}), stats["faults"])

@@ -21,8 +21,6 @@ from processing_pixclip.longgrit.ray_runner import run_pipeline_on_ray
 from processing_pixclip.longgrit.runner import run_pipeline
 
 
-pytestmark = pytest.mark.slow
-
 IMAGES, REGIONS = 12, 4
 
 
@@ -65,6 +63,7 @@ def test_a_cluster_writes_what_one_machine_writes(cluster, photos, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_cluster_asks_a_server_with_faults_and_goes_on_with_what_one_machine_left(cluster, photos, tmp_path):
     with running_server(tmp_path / "server", **{**THIRTY_PERCENT, "transport": QUICK}) as server:
         run_pipeline(settings_at(server, photos, tmp_path / "one"))
@@ -84,6 +83,7 @@ def test_a_cluster_asks_a_server_with_faults_and_goes_on_with_what_one_machine_l
         assert server.finished() == asked
 
 
+@pytest.mark.slow
 def test_servers_that_are_down_stop_a_cluster(cluster, photos, tmp_path):
     server = {"base_url": "http://127.0.0.1:1/v1", "outage_timeout": 0.2, "min_wait": 0.0, "max_wait": 0.05}
     settings = settings_for(photos, tmp_path / "out", servers={"down": server})
@@ -92,6 +92,7 @@ def test_servers_that_are_down_stop_a_cluster(cluster, photos, tmp_path):
     assert not list((tmp_path / "out" / "run" / "shards").iterdir())
 
 
+@pytest.mark.slow
 def test_a_key_that_workers_lack_is_told_as_such(cluster, photos, tmp_path, monkeypatch):
     # Set after the cluster was started, so it is set here alone.
     monkeypatch.setenv("LATE_KEY", "sk-0123456789")
@@ -101,6 +102,7 @@ def test_a_key_that_workers_lack_is_told_as_such(cluster, photos, tmp_path, monk
         run_pipeline_on_ray(settings, workers=1)
 
 
+@pytest.mark.slow
 def test_an_image_that_a_task_cannot_read_rejects_its_regions(cluster, tmp_path):
     path = make_photos(tmp_path / "photos", 3, 2)
     settings = by_rules(path, tmp_path / "out")

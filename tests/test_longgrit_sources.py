@@ -53,7 +53,7 @@ def check_item(item, folder):
     for region in item.regions:
         assert region.mask_source in MASK_SOURCES
         x1, y1, x2, y2 = region.box
-        if not region.has_area:
+        if not region.placed:
             assert region.box == (0, 0, 0, 0) and region.dropped is not None and region.mask is None
             continue
         assert 0 <= x1 < x2 <= item.width and 0 <= y1 < y2 <= item.height

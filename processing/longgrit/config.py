@@ -270,7 +270,7 @@ class LongGritSettings(_Settings):
         output: What is written.
         images_in_flight: Images worked on at a time; at most 8 where only the built-in annotator is asked.
         open_shards: Shards begun and not yet committed.
-        seed: Of what is random.
+        seed: Of the choice of regions that the report shows.
         price_per_million: US dollars for a million tokens, `{"input": 0.2, "output": 0.6}`, for the estimate of a dry run.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..region_folders import TABLES, RegionFolderDataset, read_mask_file
-from ..region_records import _RECORD_KEYS, _REGION_KEYS
+from ..region_records import RECORD_KEYS, REGION_KEYS
 from .config import SourceSettings
 from .file_source import FileSource
 from .records import MASK_SOURCES, SourceImage, SourceRegion
@@ -36,7 +36,7 @@ from .sources import SourceError, matching_files
 
 logger = logging.getLogger(__name__)
 
-_READ_OF_REGIONS = {*_REGION_KEYS, "score"}
+_READ_OF_REGIONS = {*REGION_KEYS, "score"}
 
 
 class FolderSource(FileSource):
@@ -256,8 +256,8 @@ def _warn(wrong: str) -> None:
 def _check_record(record: Any) -> None:
     if not isinstance(record, Mapping):
         raise BadImage("malformed_record", f"the record is {record!r:.200}; accepted is an object.")
-    if unknown := sorted(set(record) - set(_RECORD_KEYS)):
-        detail = f"the record has the unknown keys {unknown}; accepted are {sorted(_RECORD_KEYS)}."
+    if unknown := sorted(set(record) - set(RECORD_KEYS)):
+        detail = f"the record has the unknown keys {unknown}; accepted are {sorted(RECORD_KEYS)}."
         raise BadImage("malformed_record", detail)
     for key in ("captions", "long_captions"):
         texts = record.get(key)

@@ -44,13 +44,9 @@ class SourceRegion:
     dropped: str | None = None
 
     @property
-    def has_area(self) -> bool:
-        """Whether it is a place in the image. One that a source could not make out has the box `(0, 0, 0, 0)`."""
-        return self.box[2] > self.box[0] and self.box[3] > self.box[1]
-
-    @property
     def placed(self) -> bool:
-        """Whether it is known where the region is: it has a mask, or a box with an area. Only dropped ones may not be."""
+        """Whether it is known where the region is: it has a mask, or a box with an area. Only dropped ones may not be; those
+        that a source could not make out have the box `(0, 0, 0, 0)`."""
         return self.mask is not None or (self.box[2] > self.box[0] and self.box[3] > self.box[1])
 
 

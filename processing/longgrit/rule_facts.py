@@ -223,9 +223,10 @@ class ImageFacts:
         self._unreadable: dict[str, tuple[str, str, str]] = {}
         for region in work.source.regions:
             noun = noun_of_region(region, coco=complete)
-            if region.dropped in _UNREADABLE:
+            if region.dropped in _UNREADABLE or not region.placed:
                 self.uncounted.add(noun.singular)
-            if region.dropped in (*_NO_THING, *_UNREADABLE):
+                continue
+            if region.dropped in _NO_THING:
                 continue
             try:
                 measured = measure_region(self.pixels, work.mask(region), noun, f"mask of {region.region_id!r}")
