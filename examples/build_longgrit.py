@@ -104,6 +104,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"--limit is {options.limit}; accepted are 1 and more")
     if options.ray_workers is not None and (options.ray is None or options.ray_workers < 1):
         parser.error(f"--ray_workers is {options.ray_workers}; accepted are 1 and more, together with --ray")
+    if options.ray is None and options.ray_gpus:
+        parser.error(f"--ray_gpus is {options.ray_gpus:g}; it is of the processes that --ray starts")
     if options.push_to_hub is None and options.private:
         parser.error("--private is of the repository that --push_to_hub names")
     if options.push_to_hub is not None:

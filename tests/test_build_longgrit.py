@@ -107,6 +107,7 @@ def test_the_estimate_is_that_of_the_real_requests(few_photos):
     [
         (["--limit", "0"], "--limit is 0"),
         (["--private"], "--private is of"),
+        (["--ray_gpus", "1"], "--ray_gpus is 1"),
         (["--ray_workers", "2"], "together with --ray"),
         (["--dry_run", "--repeat", "fuse"], "leave out --repeat"),
         (["--push_to_hub", "not/a/name"], "--push_to_hub: "),
@@ -165,7 +166,7 @@ def test_a_limited_run_goes_on(few_photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--set", "sources.path=x"], "sources: Extra inputs are not permitted"),
+        (["--set", "sources.path=x"], "sources: there is no such setting"),
         (["--set", "filters.min_area=2"], "filters.min_area: Input should be less than 1"),
         (["--set", "engine=openai"], "`servers` is empty"),
         (["--set", "nonsense"], "no NAME=VALUE"),

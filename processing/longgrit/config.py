@@ -387,5 +387,13 @@ def read_settings(path: str | os.PathLike | None = None, changes: Mapping[str, A
         if isinstance(error, TypeError):
             raise ValueError(f"{where}: {error}") from None
         # Without the values: whoever put a key into the file finds it nowhere else.
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {_problem(e['type'], e['msg'])}" for e in error.errors()
+        )
         raise ValueError(f"{where}: {problems}") from None
+
+
+def _problem(kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return "there is no such setting; LongGritSettings lists all of them, see its docstring"
+    return message
