@@ -1,7 +1,10 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """LongGRIT on a local Ray cluster writes what one machine writes, and goes on with what the other left."""
 
+import importlib.util
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 from faulty_openai_server import THIRTY_PERCENT, running_server
@@ -21,17 +24,43 @@ from processing_pixclip.longgrit.ray_runner import run_pipeline_on_ray
 from processing_pixclip.longgrit.runner import run_pipeline
 
 
+# One cluster for all of them.
+pytestmark = pytest.mark.xdist_group("ray")
 IMAGES, REGIONS = 12, 4
+
+
+# Seconds after which a call on the cluster has failed; the longest takes a tenth of it.
+PATIENCE = 300
+
+
+def start_cluster():
+    import ray
+
+    # Neither telephones nor serves pages; workers find what this process imports.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 * 2**20)
+
+
+def run_on_ray(settings, workers, environment):
+    os.environ.update(environment)
+    told = Told()
+    return run_pipeline_on_ray(settings, workers=workers, progress=told), told
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray = pytest.importorskip("ray")
-    # Neither telephones nor serves pages; workers find what this process imports.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 * 2**20)
-    yield ray
-    ray.shutdown()
+    """Runs the pipeline on a cluster. It is driven by a process of its own: Ray ends its driver when the cluster is lost."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    driver = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_cluster)
+
+    def run(settings, workers=1, **environment):
+        return driver.submit(run_on_ray, settings, workers, environment).result(PATIENCE)
+
+    yield run
+    for process in list(driver._processes.values()):
+        process.terminate()
+    driver.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +75,7 @@ def by_rules(path, output, **fields):
 def test_a_cluster_writes_what_one_machine_writes(cluster, photos, tmp_path):
     """By the rules, which look at the pixels, so images must arrive; two processes annotate."""
     one = run_pipeline(by_rules(photos, tmp_path / "one"))
-    told = Told()
-    many = run_pipeline_on_ray(by_rules(photos, tmp_path / "many"), workers=2, progress=told)
+    many, told = cluster(by_rules(photos, tmp_path / "many"), workers=2)
     ended = assert_all_ended_once(tmp_path / "many")
     assert ended == outcome_of(tmp_path / "one") and len(ended) == IMAGES * REGIONS
     assert_whole_files(tmp_path / "many")
@@ -74,11 +102,11 @@ def test_a_cluster_asks_a_server_with_faults_and_goes_on_with_what_one_machine_l
             run_pipeline(settings, engines={"openai": ScriptedEngine(unavailable_after(0))})
         run_pipeline(settings, limit=1)
         first = server.finished()
-        run_pipeline_on_ray(settings, workers=1)
+        cluster(settings)
         assert server.finished() == asked and set(first) < set(asked)
         assert assert_all_ended_once(settings.output_dir) == outcome_of(tmp_path / "one")
         # And nothing is left to do for either.
-        run_pipeline_on_ray(settings, workers=1)
+        cluster(settings)
         run_pipeline(settings)
         assert server.finished() == asked
 
@@ -88,18 +116,17 @@ def test_servers_that_are_down_stop_a_cluster(cluster, photos, tmp_path):
     server = {"base_url": "http://127.0.0.1:1/v1", "outage_timeout": 0.2, "min_wait": 0.0, "max_wait": 0.05}
     settings = settings_for(photos, tmp_path / "out", servers={"down": server})
     with pytest.raises(EngineUnavailable, match="127.0.0.1:1"):
-        run_pipeline_on_ray(settings, workers=1)
+        cluster(settings)
     assert not list((tmp_path / "out" / "run" / "shards").iterdir())
 
 
 @pytest.mark.slow
-def test_a_key_that_workers_lack_is_told_as_such(cluster, photos, tmp_path, monkeypatch):
-    # Set after the cluster was started, so it is set here alone.
-    monkeypatch.setenv("LATE_KEY", "sk-0123456789")
+def test_a_key_that_workers_lack_is_told_as_such(cluster, photos, tmp_path):
     server = {"base_url": "http://127.0.0.1:1/v1", "api_key_env": "LATE_KEY"}
     settings = settings_for(photos, tmp_path / "out", servers={"here": server})
     with pytest.raises(RuntimeError, match="Ray worker on .* environment variable LATE_KEY, which is not set"):
-        run_pipeline_on_ray(settings, workers=1)
+        # Set after the cluster was started, so it is set in the driver alone.
+        cluster(settings, LATE_KEY="sk-0123456789")
 
 
 @pytest.mark.slow
@@ -111,7 +138,7 @@ def test_an_image_that_a_task_cannot_read_rejects_its_regions(cluster, tmp_path)
         if "source" not in state.parts:
             state.unlink()
     (tmp_path / "photos" / "00001.jpg").unlink()
-    run_pipeline_on_ray(settings, workers=1)
+    cluster(settings)
     ended = assert_all_ended_once(settings.output_dir)
     assert {region for region, end in ended.items() if end[1:3] == ("source", "unreadable_image")} == {
         "00001#0",
