@@ -5,6 +5,7 @@ from setuptools import setup
 
 
 examples = ["gguf", "jinja2", "matplotlib", "tensorboard"]
+evaluation = ["jinja2", "matplotlib"]
 export = ["onnx", "onnxruntime", "onnxscript"]
 longgrit = ["imagehash", "jinja2", "openai", "py3langid", "pydantic", "pyyaml", "tenacity"]
 peft = ["peft"]
@@ -21,13 +22,23 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     # The folder keeps its short name; installed, `processing` would collide with users' own packages.
-    packages=["modeling_pixclip", "processing_pixclip", "processing_pixclip.longgrit"],
+    packages=[
+        "modeling_pixclip",
+        "processing_pixclip",
+        "processing_pixclip.evaluation",
+        "processing_pixclip.longgrit",
+    ],
     package_dir={
         "modeling_pixclip": "modeling_pixclip",
         "processing_pixclip": "processing",
+        "processing_pixclip.evaluation": "processing/evaluation",
         "processing_pixclip.longgrit": "processing/longgrit",
     },
-    package_data={"modeling_pixclip": ["*.jinja"], "processing_pixclip.longgrit": ["*.jinja", "prompts/*.jinja"]},
+    package_data={
+        "modeling_pixclip": ["*.jinja"],
+        "processing_pixclip.evaluation": ["*.jinja", "metrics/*/*.py", "templates/*.txt"],
+        "processing_pixclip.longgrit": ["*.jinja", "prompts/*.jinja"],
+    },
     install_requires=[
         "torch",
         "transformers>=5.21,<6",
@@ -42,12 +53,14 @@ setup(
         "pycocotools",
     ],
     extras_require={
+        "evaluation": evaluation,
         "examples": examples,
         "export": export,
         "longgrit": longgrit,
         "peft": peft,
         "ray": ray,
         "dev": [
+            *evaluation,
             *examples,
             *export,
             *longgrit,
@@ -58,6 +71,7 @@ setup(
             "hypothesis",
             "parameterized",
             "pytest",
+            "pytest-timeout",
             "pytest-xdist",
             "ruff",
             "uvicorn",

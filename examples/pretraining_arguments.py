@@ -17,6 +17,13 @@ from processing_pixclip import get_text_preset
 
 @dataclass
 class ModelArguments:
+    initial_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id or folder of a whole PixCLIP model to go on from, with its text backbone and tokenizer; stands in "
+            "place of vision_model, vision_config, text_backbone and text_config."
+        },
+    )
     vision_model: str | None = field(
         default=None,
         metadata={"help": "Hub id or folder of a CLIP or PixCLIP model whose vision tower is taken over."},
@@ -260,6 +267,9 @@ def parse_arguments(
         if not isinstance(value, dict):
             parser.error(f"--{name} is {value!r}; accepted is a JSON object of fields.")
         setattr(part, name, value)
+    refused = [name for name in ("vision_model", "vision_config", "text_config") if getattr(model, name)]
+    if model.initial_model and refused:
+        parser.error(f"--initial_model has towers of its own; leave {', '.join(refused)} out.")
     try:
         model.objective = {**get_objective_preset(model.preset), **model.objective}
         if data.text_preset is not None:
@@ -270,7 +280,7 @@ def parse_arguments(
         CardDetails(**training.card)
     except (TypeError, ValueError) as error:
         parser.error(f"--card: {error}")
-    if model.preset in ("fg-clip-stage1", "fg-clip-stage2", "pixclip+fg"):
+    if model.preset in ("fg-clip-stage1", "fg-clip-stage2", "pixclip+fg") and not model.initial_model:
         model.text_config = {"long_text_projection": True, **model.text_config}
     take_dataset(parser, data)
     if not data.train_file or not training.output_dir:

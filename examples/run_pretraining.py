@@ -93,6 +93,8 @@ SMOLLM2_NOTE = (
 
 
 def build_model(arguments: ModelArguments, text_backbone: str) -> PixCLIPForPreTraining:
+    if arguments.initial_model:
+        return PixCLIPForPreTraining.from_pretrained(arguments.initial_model, **arguments.objective)
     return PixCLIPForPreTraining.from_vision_text_pretrained(
         arguments.vision_model or PixCLIPVisionConfig(),
         text_backbone,
@@ -321,7 +323,8 @@ def card_details(
 ) -> CardDetails:
     """What the model card says beside the state of training; `--card` goes on top, in `data` split by split."""
     files = {"train": data.train_file, "held-out": data.eval_file}
-    origin, packaged = model.vision_model, model.text_backbone == SMOLLM2_PACKAGE
+    origin = model.initial_model or model.vision_model
+    packaged = model.text_backbone == SMOLLM2_PACKAGE and not model.initial_model
     details = {
         # A folder's whole path, so that its name is not taken for that of a repository; of it only the name is told.
         "vision_origin": os.path.realpath(origin) if origin and os.path.isdir(origin) else origin or "scratch",
@@ -434,7 +437,9 @@ def main(arguments: list[str] | None = None) -> None:
     checkpoint = checkpoint_to_go_on_from(model_arguments, data_arguments, training_arguments)
 
     with training_arguments.main_process_first(desc="text backbone"):
-        text_backbone = resolve_text_backbone(model_arguments.text_backbone, model_arguments.cache_dir)
+        text_backbone = model_arguments.initial_model
+        if text_backbone is None:
+            text_backbone = resolve_text_backbone(model_arguments.text_backbone, model_arguments.cache_dir)
     model = build_model(model_arguments, text_backbone).to(training_arguments.device)
     text_config = model.config.text_config
     if training_arguments.push_to_hub and not text_config.backbone_in_checkpoint and os.path.isdir(text_backbone):

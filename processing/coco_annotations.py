@@ -33,6 +33,8 @@ class CocoRegion:
         error: What is malformed.
         box: The key "bbox" of an instance of which "segmentation" is missing, null, [] or [[]]; [x, y, width, height],
             if it is well formed.
+        annotation_id: The key "id" of an instance, as its file has it.
+        bbox: The key "bbox" of an instance, as its file has it: [x, y, width, height].
     """
 
     category: str | None
@@ -41,6 +43,8 @@ class CocoRegion:
     left_out: str | None = None
     error: ValueError | None = None
     box: Any = None
+    annotation_id: Any = None
+    bbox: Any = None
 
 
 @dataclass(slots=True)
@@ -85,11 +89,12 @@ class CocoAnnotations:
         instances_file: `instances_*.json`.
         panoptic_file: `panoptic_*.json`.
         panoptic_dir: Folder of the panoptic PNGs, by default `panoptic_file` without ".json".
-        captions_file: `captions_*.json`.
+        captions_file: `captions_*.json`; given alone, it lists the photos.
         image_ids: Read only these photos; all by default.
 
     Attributes:
         photos: The photos by their id, in the order of the files.
+        categories: Names of the instances' categories by their id, in the order of the file.
         errors: What is wrong with entries that belong to no photo.
         repaired: How many polygons were changed, by repair.
         blank_captions: How many captions hold no letter.
@@ -108,6 +113,7 @@ class CocoAnnotations:
         image_ids: Collection[int] | None = None,
     ):
         self.photos: dict[int, CocoPhoto] = {}
+        self.categories: dict[int, str] = {}
         self.errors: list[ValueError] = []
         self.repaired: Counter[str] = Counter()
         self.blank_captions = 0
@@ -117,11 +123,11 @@ class CocoAnnotations:
         if panoptic_file is not None:
             self._read_panoptic(panoptic_file, panoptic_file.with_suffix("") if panoptic_dir is None else panoptic_dir)
         if captions_file is not None:
-            self._read_captions(captions_file)
+            self._read_captions(captions_file, list_photos=instances_file is None and panoptic_file is None)
 
     def _read_instances(self, path: Path) -> None:
         content = _read_coco(path, ("images", "annotations", "categories"))
-        names = _category_names(content, path)
+        names = self.categories = _category_names(content, path)
         self._add_photos(content, path, names)
         for where, photo, annotation in self._entries(content, path):
             category = None
@@ -133,6 +139,7 @@ class CocoAnnotations:
                 region = CocoRegion(category, left_out="malformed", error=error)
             if category is not None and annotation.get("segmentation") in _NO_SEGMENTATION:
                 region.box = annotation.get("bbox")
+            region.annotation_id, region.bbox = annotation.get("id"), annotation.get("bbox")
             photo.regions.append(region)
 
     def _instance(self, photo: CocoPhoto, category: str, annotation: Mapping[str, Any], where: str) -> CocoRegion:
@@ -214,8 +221,10 @@ class CocoAnnotations:
                 except ValueError as error:
                     photo.regions.append(CocoRegion(category, left_out="malformed", error=error))
 
-    def _read_captions(self, path: Path) -> None:
-        content = _read_coco(path, ("annotations",))
+    def _read_captions(self, path: Path, list_photos: bool) -> None:
+        content = _read_coco(path, ("images", "annotations") if list_photos else ("annotations",))
+        if list_photos:
+            self._add_photos(content, path, {})
         for number, annotation in enumerate(content["annotations"]):
             where = f"{path}: annotations[{number}]"
             try:

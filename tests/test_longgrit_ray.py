@@ -94,10 +94,10 @@ def test_a_cluster_writes_what_one_machine_writes(cluster, photos, tmp_path):
 @pytest.mark.slow
 def test_a_cluster_asks_a_server_with_faults_and_goes_on_with_what_one_machine_left(cluster, photos, tmp_path):
     with running_server(tmp_path / "server", **{**THIRTY_PERCENT, "transport": QUICK}) as server:
-        run_pipeline(settings_at(server, photos, tmp_path / "one"))
+        run_pipeline(settings_at(server, photos, tmp_path / "one", PATIENCE))
         asked = server.finished()
         server.reset()
-        settings = settings_at(server, photos, tmp_path / "many")
+        settings = settings_at(server, photos, tmp_path / "many", PATIENCE)
         with pytest.raises(EngineUnavailable):
             run_pipeline(settings, engines={"openai": ScriptedEngine(unavailable_after(0))})
         run_pipeline(settings, limit=1)

@@ -18,9 +18,9 @@ import pyarrow
 import pyarrow.parquet
 from datasets import Features, Image, List, Value
 
+from ..atomic_files import open_atomic
 from ..region_records import check_record
 from ..region_shards import IMAGE_EXTENSIONS, ROW_GROUP_SIZE, SIZES_FILE, WebDatasetShard
-from .atomic_files import open_atomic
 from .config import LongGritSettings
 from .records import ImageResult, Provenance, RegionResult, SourceImage, SourceRegion
 from .redaction import published_model, published_server

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from .atomic_files import open_atomic, remove_unfinished
+from ..atomic_files import open_atomic, remove_unfinished
 from .config import STAGES, LongGritSettings
 from .redaction import extra_bodies, redacted
 

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
-from PIL import Image, ImageFilter
 
+from ..region_drawing import outline_region
 from ..region_records import open_stored_image
 from ..regions import box_to_mask, to_mask
 from .config import LongGritSettings
@@ -29,7 +28,6 @@ REPORT_FILES = ("report.html", "report.json")
 
 # Longest side of a picture, in pixels.
 _SIDE = 448
-_LINE, _HALO = (255, 32, 110), (255, 255, 255)
 # Width and height of the histogram's bars, in pixels of its drawing.
 _CHART = (640, 150)
 
@@ -48,6 +46,7 @@ def draw_region(content: bytes, sample: Mapping[str, Any]) -> bytes:
         ValueError: If the image, the mask or the box cannot be read.
 
     Example:
+        >>> from PIL import Image
         >>> file = io.BytesIO()
         >>> Image.new("RGB", (64, 48), "green").save(file, "PNG")
         >>> sample = {"image_id": "1", "width": 64, "height": 48, "mask": None, "box": [8, 8, 40, 40]}
@@ -60,19 +59,7 @@ def draw_region(content: bytes, sample: Mapping[str, Any]) -> bytes:
         mask = to_mask(sample["mask"], height, width)
     else:
         mask = box_to_mask(sample["box"], height, width)
-    scale = min(1.0, _SIDE / max(width, height))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS)
-    region = Image.fromarray((mask * 255).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-    region = region.point(lambda value: 255 if value > 96 else 0)
-    greyer = Image.blend(picture, picture.convert("L").convert("RGB"), 0.7)
-    paler = Image.blend(greyer, Image.new("RGB", size, (246, 246, 246)), 0.4)
-    picture = Image.composite(picture, paler, region)
-    for colour, spread in ((_HALO, 9), (_LINE, 5)):
-        # Around the region, not on it.
-        around = region.filter(ImageFilter.MaxFilter(spread))
-        outline = Image.fromarray(np.asarray(around) & ~np.asarray(region))
-        picture.paste(colour, (0, 0), outline)
+    picture = outline_region(picture, mask, _SIDE)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=85)
     return file.getvalue()

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .atomic_files import open_atomic, remove_unfinished
+from ..atomic_files import open_atomic, remove_unfinished
 from .config import LongGritSettings
 from .crop_hashes import HashIndex, crop_hash
 from .image_store import ImageStore

@@ -1,0 +1,526 @@
+# Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+Trains a PixCLIP vision tower from scratch on few photos, by distilling the feature maps of a frozen teacher.
+
+    python examples/distill_vision_tower.py examples/configs/coco_mini_distill.json --minutes 60
+    python examples/distill_vision_tower.py --photos a_folder --text_backbone sentence-transformers/all-MiniLM-L6-v2 \\
+        --output_dir runs/distilled
+
+The teacher (EfficientNet-Lite0, `efficientnet_lite0.py`) says what is at each place of an image. First a linear map from
+its features to the vectors of a frozen text backbone is trained on the photos' regions and captions. Then the tower learns,
+on random views of the photos (`distillation_views.py`), to say the same as the teacher, before and after that map: each
+patch what is there, the class token what is under the mask, or in the whole image where the mask is full.
+
+The first argument may be a JSON file of defaults. Training ends by the clock (`--minutes`) and goes on from the state in
+the output folder where it was interrupted. The folder then holds a model and a processor for
+`run_pretraining.py --initial_model`, or with `--text_backbone` left out the vision tower alone.
+"""
+
+import json
+import logging
+import math
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from distillation_objective import ProbeOptions, TextProbe, distillation_losses, train_probe
+from distillation_views import PhotoBank, ViewOptions, ViewSampler, read_photos
+from efficientnet_lite0 import FEATURES, load_efficientnet_lite0
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, set_seed
+
+from modeling_pixclip import (
+    PixCLIPImageProcessor,
+    PixCLIPModel,
+    PixCLIPProcessor,
+    PixCLIPTextModel,
+    PixCLIPVisionConfig,
+    PixCLIPVisionModelWithProjection,
+)
+
+
+logger = logging.getLogger(__name__)
+
+STATE, FIGURES, ARGUMENTS = "distillation_state.pt", "distillation.json", "distillation_arguments.json"
+LINEAR_TEXT = {"projection_type": "linear", "projection_bias": False}
+
+
+@dataclass
+class DistillationArguments:
+    output_dir: str = field(metadata={"help": "Folder of the model and of the state of training."})
+    photos: str = field(metadata={"help": "JSON lines (RegionJsonlDataset) or a folder of images."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that image paths in the lines are below."})
+    held_out: str | None = field(default=None, metadata={"help": "As photos: measured at the end, never trained on."})
+    photo_size: int = field(default=640, metadata={"help": "Most pixels of a photo's side in memory."})
+    teacher_weights: str | None = field(default=None, metadata={"help": "State dict; by default the package's."})
+    teacher_size: int = field(default=448, metadata={"help": "Side in pixels of what the teacher sees."})
+    text_backbone: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a text backbone, mean-pooled; left out, --text_vectors."}
+    )
+    text_vectors: str | None = field(
+        default=None, metadata={"help": "File of the texts' vectors: read if it is there, else written."}
+    )
+    vision_model: str | None = field(default=None, metadata={"help": "Folder of a tower to go on from."})
+    vision_config: dict | str | None = field(
+        default=None, metadata={"help": "Fields of PixCLIPVisionConfig (JSON) of a tower from scratch."}
+    )
+    local_attention: float = field(
+        default=3.4,
+        metadata={"help": "How much heads look at neighbouring patches at first; 0 for an ordinary initialisation."},
+    )
+    patch_components: bool = field(
+        default=True,
+        metadata={"help": "Start the patch embedding with the principal components of the photos' patches."},
+    )
+    probe: dict | str | None = field(default=None, metadata={"help": "Fields of ProbeOptions (JSON)."})
+    views: dict | str | None = field(default=None, metadata={"help": "Fields of ViewOptions (JSON)."})
+    weights: dict | str | None = field(default=None, metadata={"help": "Weights of the losses (JSON), see WEIGHTS."})
+    minutes: float = field(
+        default=60.0, metadata={"help": "Time for everything but saving; training takes what the rest leaves of it."}
+    )
+    max_steps: int = field(default=10**9, metadata={"help": "Most steps, within that time."})
+    batch_size: int = field(default=64, metadata={"help": "Views of a step."})
+    reuse: int = field(default=2, metadata={"help": "Steps that each batch of the teacher's answers is used for."})
+    held_batches: int = field(default=8, metadata={"help": "Batches held to draw the next step's from."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak of all parameters' rate."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Of weights of two and more dimensions."})
+    optimizer: str = field(
+        default="muon", metadata={"help": "'muon' for the blocks' matrices (torch 2.9), or 'adamw'."}
+    )
+    warmup_share: float = field(default=0.05, metadata={"help": "Share of the time in which the rate rises."})
+    save_minutes: float = field(default=10.0, metadata={"help": "Time between two saved states."})
+    logging_steps: int = field(default=20, metadata={"help": "Steps between two lines of the log."})
+    device: str | None = field(default=None, metadata={"help": "Default: a GPU where there is one."})
+    seed: int = field(default=0, metadata={"help": "Of everything that is drawn."})
+
+
+# Of raw features and mapped ones at each patch; of regions pooled from the map and of the class token; of both against the
+# regions' texts; of the class token's similarities to all texts.
+WEIGHTS = {"features": 1.0, "dense": 1.0, "pooled": 1.0, "token": 1.0, "texts": 0.2, "ranking": 0.2}
+
+
+def parse_arguments(arguments: list[str]) -> DistillationArguments:
+    parser = HfArgumentParser(DistillationArguments, description=__doc__)
+    for action in parser._actions:
+        action.required = False
+    if arguments and arguments[0].endswith(".json"):
+        defaults = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+        unknown = sorted(defaults.keys() - {action.dest for action in parser._actions})
+        if unknown:
+            parser.error(f"{arguments[0]} has the unknown options {', '.join(unknown)}; see --help.")
+        parser.set_defaults(**defaults)
+        arguments = arguments[1:]
+    options = parser.parse_args(arguments)
+    if not options.photos or not options.output_dir:
+        parser.error("photos and output_dir are needed; see examples/configs/coco_mini_distill.json.")
+    options = DistillationArguments(**vars(options))
+    for name in ("vision_config", "probe", "views", "weights"):
+        value = getattr(options, name) or {}
+        try:
+            setattr(options, name, json.loads(value) if isinstance(value, str) else value)
+        except json.JSONDecodeError as error:
+            parser.error(f"--{name} is not JSON ({error}): {value}.")
+    unknown = sorted(options.weights.keys() - WEIGHTS.keys())
+    if unknown:
+        parser.error(f"--weights has the unknown losses {', '.join(unknown)}; accepted are {', '.join(WEIGHTS)}.")
+    options.weights = {**WEIGHTS, **options.weights}
+    if options.optimizer not in ("muon", "adamw"):
+        parser.error(f"--optimizer is {options.optimizer!r}; accepted are 'muon' and 'adamw'.")
+    if options.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        parser.error(f"--optimizer muon needs torch 2.9, this is {torch.__version__}; take 'adamw'.")
+    if options.text_backbone is None and (options.text_vectors is None or not Path(options.text_vectors).is_file()):
+        parser.error(
+            "--text_backbone is left out, and --text_vectors names no file; one of them gives the texts' vectors."
+        )
+    return options
+
+
+def build_model(tower: PixCLIPVisionModelWithProjection | str | Path, text_backbone: str) -> PixCLIPModel:
+    """A whole model around a tower: texts keep the backbone's own vectors, which the tower was trained for."""
+    model = PixCLIPModel.from_vision_text_pretrained(str(tower), text_backbone, text_kwargs=LINEAR_TEXT)
+    with torch.no_grad():
+        nn.init.eye_(model.text_model.projection.weight)
+    return model
+
+
+def build_processor(config: PixCLIPVisionConfig, text_backbone: str) -> PixCLIPProcessor:
+    image_processor = PixCLIPImageProcessor(
+        size=config.image_size, resize_mode="squash", mask_mean=config.mask_mean, mask_std=config.mask_std
+    )
+    return PixCLIPProcessor(image_processor, AutoTokenizer.from_pretrained(text_backbone))
+
+
+def text_vectors(options: DistillationArguments, texts: list[str]) -> torch.Tensor:
+    """Unit vectors (T, D) of texts, from the file of them as far as it has them; the file is completed."""
+    file = Path(options.text_vectors) if options.text_vectors else None
+    known = torch.load(file, weights_only=True) if file is not None and file.is_file() else {}
+    missing = [text for text in texts if text not in known]
+    if missing and options.text_backbone is None:
+        raise ValueError(
+            f"{file} lacks {len(missing)} of {len(texts)} texts, the first is {missing[0]!r}; name the --text_backbone."
+        )
+    if missing:
+        tower = PixCLIPTextModel.from_backbone_pretrained(options.text_backbone, **LINEAR_TEXT)
+        tokenizer = AutoTokenizer.from_pretrained(options.text_backbone)
+        for start in range(0, len(missing), 64):
+            part = missing[start : start + 64]
+            batch = tokenizer(part, padding=True, truncation=True, max_length=256, return_tensors="pt")
+            with torch.no_grad():
+                embeds = tower(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).backbone_embeds
+            known |= dict(zip(part, nn.functional.normalize(embeds.float(), dim=-1)))
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(known, file.with_suffix(".tmp"))
+            file.with_suffix(".tmp").replace(file)
+    if not texts:
+        width = AutoConfig.from_pretrained(options.text_backbone).get_text_config().hidden_size
+        return torch.zeros(0, width)
+    return torch.stack([known[text] for text in texts])
+
+
+@torch.no_grad()
+def initialise_locally(tower: PixCLIPVisionModelWithProjection, strength: float) -> None:
+    """
+    Makes attention look at neighbours, as a convolution does, before anything is learned.
+
+    With rotary positions the product of two constant vectors depends on the offset of two patches alone. Biases of queries
+    and keys are such vectors: turned against each other, they peak at an offset. In the lower blocks four of each five
+    heads look one patch, higher up farther, up, down, left or right; the fifth is free. The upper three of eight blocks
+    are left as they are, since there the class token, which has no place, is to look everywhere.
+
+    Args:
+        tower: With `use_rope`.
+        strength: Length of each pair of the biases.
+    """
+    config = tower.config
+    head_width = config.hidden_size // config.num_attention_heads
+    axis_width = head_width // 2
+    frequencies = config.rope_theta ** -(torch.arange(0, axis_width, 2) / axis_width)
+    rows, columns = config.grid_size
+    steps = config.rope_grid_size / rows, config.rope_grid_size / columns
+    # Slow pairs hardly tell neighbours apart.
+    used = (frequencies > 0.25).float() * strength
+    directions = [(-1, 0), (1, 0), (0, -1), (0, 1), None]
+    layers = tower.vision_model.encoder.layers
+    for depth, layer in enumerate(layers[: math.ceil(len(layers) * 5 / 8)]):
+        reach = 1 + depth // 3
+        queries = torch.zeros(config.num_attention_heads, head_width)
+        keys = torch.zeros(config.num_attention_heads, head_width)
+        for head in range(config.num_attention_heads):
+            direction = directions[head % len(directions)]
+            if direction is None:
+                continue
+            for axis in (0, 1):
+                angles = frequencies * direction[axis] * reach * steps[axis]
+                half = slice(axis * axis_width, (axis + 1) * axis_width)
+                keys[head, half] = torch.stack([used, torch.zeros_like(used)], dim=1).flatten()
+                queries[head, half] = torch.stack([used * angles.cos(), used * angles.sin()], dim=1).flatten()
+        layer.self_attn.q_proj.bias.copy_(queries.flatten())
+        layer.self_attn.k_proj.bias.copy_(keys.flatten())
+
+
+@torch.no_grad()
+def initialise_patches(tower: PixCLIPVisionModelWithProjection, pixels: torch.Tensor) -> None:
+    """The patch embedding's first filters: principal components of patches, weak ones strengthened."""
+    embedding = tower.vision_model.embeddings.patch_embedding
+    patch, width = tower.config.patch_size, tower.config.hidden_size
+    patches = nn.functional.unfold(pixels.float(), patch, stride=patch).transpose(1, 2).flatten(0, 1)
+    patches = patches - patches.mean(0)
+    values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double().cpu())
+    count = min(width, len(values))
+    values, vectors = values.flip(0)[:count].clamp(min=0), vectors.flip(1)[:, :count]
+    filters = vectors / (values + 0.1 * values.mean()).sqrt()
+    embedding.weight[:count] = filters.T.float().reshape(count, -1, patch, patch).to(embedding.weight)
+    if count < width:
+        embedding.weight[count:] = 0
+
+
+def student_pixels(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Views at the tower's size, normalised as by the processor."""
+    mean, std = (
+        torch.tensor(getattr(PixCLIPImageProcessor, name), device=images.device)[:, None, None]
+        for name in ("image_mean", "image_std")
+    )
+    return (nn.functional.interpolate(images.float(), size, mode="area") - mean) / std
+
+
+class Teacher:
+    """The frozen network, in half precision on a GPU, in the memory layout that is faster there."""
+
+    def __init__(self, options: DistillationArguments, device: torch.device):
+        self.network, self.size = load_efficientnet_lite0(options.teacher_weights).to(device), options.teacher_size
+        self.dtype, self.layout = torch.float32, torch.contiguous_format
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+            self.network, self.dtype = self.network.half(), torch.float16
+            times = {}
+            for layout in (torch.contiguous_format, torch.channels_last):
+                self.network, self.layout = self.network.to(memory_format=layout), layout
+                images = torch.rand(options.batch_size, 3, self.size, self.size, device=device)
+                for _ in range(3):
+                    torch.cuda.synchronize()
+                    start = time.perf_counter()
+                    self(images)
+                    torch.cuda.synchronize()
+                    times[layout] = time.perf_counter() - start
+            self.layout = min(times, key=times.get)
+            self.network = self.network.to(memory_format=self.layout)
+            logger.info("teacher: %s", {str(layout): f"{seconds:.4f} s a batch" for layout, seconds in times.items()})
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
+        """Feature maps (B, 1280, h, w) of images (B, 3, side, side) in 0..1, at the teacher's size or another."""
+        size = size or self.size
+        if images.shape[-1] != size:
+            images = nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return self.network(images.to(self.dtype).contiguous(memory_format=self.layout)).contiguous()
+
+
+def build_tower(options: DistillationArguments, bank: PhotoBank, width: int) -> PixCLIPVisionModelWithProjection:
+    if options.vision_model:
+        tower = PixCLIPVisionModelWithProjection.from_pretrained(options.vision_model)
+        if tower.config.projection_dim != width:
+            raise ValueError(
+                f"{options.vision_model} projects to {tower.config.projection_dim} dimensions, and texts have {width}; "
+                "accepted are towers that project to the text backbone's width."
+            )
+        return tower
+    fields = {
+        "projection_dim": width,
+        "projection_bias": True,
+        "dense_features": "plain",
+        "use_rope": True,
+    }
+    config = PixCLIPVisionConfig(**{**fields, **options.vision_config})
+    tower = PixCLIPVisionModelWithProjection(config)
+    if options.local_attention and config.use_rope:
+        initialise_locally(tower, options.local_attention)
+    if options.patch_components:
+        generator = torch.Generator(bank.pixels.device).manual_seed(options.seed)
+        plain = ViewSampler(bank, max(config.image_size, 224), ViewOptions(paste=0, cut=0, mix=0), generator)
+        initialise_patches(tower, student_pixels(plain.draw(64).images, tower_size(config)))
+    return tower
+
+
+def tower_size(config: PixCLIPVisionConfig) -> tuple[int, int]:
+    return tuple(side * config.patch_size for side in config.grid_size)
+
+
+def optimizers_of(module: nn.Module, options: DistillationArguments) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of blocks, if asked for, and AdamW for the rest."""
+    matrices, others, plain = [], [], []
+    for name, parameter in module.named_parameters():
+        if options.optimizer == "muon" and parameter.ndim == 2 and ".layers." in name:
+            matrices.append(parameter)
+        else:
+            (others if parameter.ndim >= 2 else plain).append(parameter)
+    rate, decay = options.learning_rate, options.weight_decay
+    fused = parameter.device.type == "cuda"
+    groups = [{"params": others, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=fused)]
+    if matrices:
+        found.append(
+            torch.optim.Muon(matrices, lr=rate, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        )
+    for optimizer in found:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return found
+
+
+def rate_factor(progress: float, warmup: float) -> float:
+    return min(progress / warmup if warmup else 1.0, 0.5 + 0.5 * math.cos(math.pi * min(progress, 1.0)))
+
+
+class Training:
+    """The tower, what it is trained by, and where it stands."""
+
+    def __init__(self, options: DistillationArguments, bank: PhotoBank, vectors: torch.Tensor, device: torch.device):
+        self.options, self.bank, self.device = options, bank, device
+        self.teacher = Teacher(options, device)
+        self.generator = torch.Generator(device).manual_seed(options.seed)
+        self.sampler = ViewSampler(bank, options.teacher_size, ViewOptions(**options.views), self.generator)
+        self.vectors = vectors.to(device)
+        self.tower = build_tower(options, bank, vectors.shape[1]).to(device).train()
+        # Reads the teacher's own features off the map; left behind at the end.
+        self.head = nn.Linear(self.tower.config.hidden_size, FEATURES).to(device)
+        self.probe: TextProbe | None = None
+        self.optimizers = optimizers_of(nn.ModuleDict({"tower": self.tower, "head": self.head}), options)
+        # Seconds since the start, and those of them that were over when training began.
+        self.step, self.elapsed, self.before, self.log = 0, 0.0, None, []
+
+    def state(self) -> dict:
+        return {
+            "tower": self.tower.state_dict(),
+            "head": self.head.state_dict(),
+            "probe": self.probe.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "before": self.before,
+            "log": self.log,
+        }
+
+    def save_state(self) -> None:
+        path = Path(self.options.output_dir, STATE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(self.state(), path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    def load_state(self) -> bool:
+        """Whether there was a state to go on from."""
+        path = Path(self.options.output_dir, STATE)
+        if not path.is_file():
+            return False
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.tower.load_state_dict(state["tower"])
+        self.head.load_state_dict(state["head"])
+        self.probe = TextProbe(FEATURES, self.vectors.shape[1]).to(self.device)
+        self.probe.load_state_dict(state["probe"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        self.generator.set_state(state["generator"].cpu())
+        self.step, self.elapsed, self.before, self.log = (state[name] for name in ("step", "elapsed", "before", "log"))
+        logger.info("going on from step %d, after %.1f minutes", self.step, self.elapsed / 60)
+        return True
+
+    def new_batch(self) -> dict[str, torch.Tensor]:
+        views = self.sampler.draw(self.options.batch_size)
+        size = tower_size(self.tower.config)
+        maps = self.teacher(views.images).float()
+        if maps.shape[-2:] != self.tower.config.grid_size:
+            maps = nn.functional.interpolate(maps, self.tower.config.grid_size, mode="bilinear")
+        labels = nn.functional.interpolate(views.regions[:, None].float(), size, mode="nearest")[:, 0]
+        half = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        return {
+            "pixels": student_pixels(views.images, size).to(half),
+            "features": self.probe.standardise(maps).to(half),
+            "regions": labels.int(),
+            "chosen": views.chosen,
+        }
+
+    def train(self, started: float) -> None:
+        """Trains until the time is over; `started` is when the program did, by `time.monotonic()`."""
+        options, saved = self.options, time.monotonic()
+        if self.before is None:
+            self.elapsed = self.before = time.monotonic() - started
+        start, seconds = time.monotonic() - self.elapsed, options.minutes * 60 - self.before
+        held: list[dict] = []
+        sums: dict[str, torch.Tensor] = {}
+        logged = (self.step, self.elapsed)
+        mixed = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
+        while True:
+            self.elapsed = time.monotonic() - start
+            progress = max(
+                (self.elapsed - self.before) / seconds if seconds > 0 else 1.0, self.step / options.max_steps
+            )
+            if progress >= 1:
+                break
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * rate_factor(progress, options.warmup_share)
+            while len(held) < options.held_batches:
+                held.append(self.new_batch() | {"left": options.reuse})
+            place = int(torch.randint(len(held), (1,)))
+            batch = held[place]
+            with mixed:
+                losses = distillation_losses(
+                    self.tower, self.head, self.probe, batch, self.vectors, self.bank.labels, self.generator
+                )
+                loss = sum(options.weights[name] * value for name, value in losses.items())
+            loss.backward()
+            nn.utils.clip_grad_norm_([*self.tower.parameters(), *self.head.parameters()], 1.0)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            batch["left"] -= 1
+            if not batch["left"]:
+                held.pop(place)
+            self.step += 1
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach()
+            if self.step % options.logging_steps == 0:
+                self.elapsed = time.monotonic() - start
+                count = self.step - logged[0]
+                line = {name: round(float(value) / count, 4) for name, value in sums.items()}
+                rate = count * options.batch_size / max(self.elapsed - logged[1], 1e-9)
+                line |= {"step": self.step, "minutes": round(self.elapsed / 60, 2), "views_per_second": round(rate, 1)}
+                self.log.append(line)
+                logger.info("%s", line)
+                sums, logged = {}, (self.step, self.elapsed)
+                if not math.isfinite(sum(line.values())):
+                    raise FloatingPointError(f"a loss is not finite at step {self.step}: {line}.")
+            if time.monotonic() - saved > options.save_minutes * 60:
+                self.save_state()
+                saved = time.monotonic()
+
+
+def save_model(training: Training, figures: dict) -> None:
+    """The model and its processor, or the tower alone, in the output folder: all of it, or what was there before."""
+    options, folder = training.options, Path(training.options.output_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tower = training.tower.eval().cpu().float()
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        new, plain = Path(scratch, "new"), Path(scratch, "tower")
+        tower.save_pretrained(plain)
+        if options.text_backbone is None:
+            plain.rename(new)
+        else:
+            build_model(plain, options.text_backbone).save_pretrained(new)
+            build_processor(tower.config, options.text_backbone).save_pretrained(new)
+        for name, content in ((FIGURES, figures), (ARGUMENTS, asdict(options))):
+            (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        old = Path(scratch, "old")
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    started = time.monotonic()
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    set_seed(options.seed)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    bank = read_photos(options.photos, options.image_root, options.photo_size)
+    captions = [caption for of_photo in bank.captions for caption in of_photo]
+    held_out = None
+    if options.held_out:
+        held_out = read_photos(options.held_out, options.image_root, options.photo_size)
+    texts = list(dict.fromkeys([*bank.texts, *captions, *(held_out.texts if held_out else [])]))
+    vectors = text_vectors(options, texts)
+    logger.info(
+        "%d photos, %d regions of %d texts, %d captions",
+        len(bank.pixels),
+        len(bank.labels),
+        len(bank.texts),
+        len(captions),
+    )
+    training = Training(options, bank.to(device), vectors, device)
+    if not training.load_state():
+        training.probe = train_probe(
+            training.teacher, training.sampler, training.vectors, texts, ProbeOptions(**options.probe), options.seed
+        )
+    training.train(started)
+    figures = {"steps": training.step, "minutes": round(training.elapsed / 60, 2), "log": training.log}
+    if held_out is not None:
+        from distillation_objective import measure_regions
+
+        figures["held_out"] = measure_regions(training, held_out.to(device), texts)
+        print(json.dumps(figures["held_out"], indent=2))
+    save_model(training, figures)
+    print(
+        f"{options.output_dir}: {training.step} steps of {options.batch_size} views in {training.elapsed / 60:.1f} minutes"
+    )
+    return figures
+
+
+if __name__ == "__main__":
+    main()
