@@ -17,6 +17,7 @@ model, data and protocol), report.html, run_info.json, and a folder for each ben
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -43,6 +44,7 @@ from processing_pixclip.evaluation.registry import (
     get_benchmark,
     list_benchmarks,
 )
+from processing_pixclip.evaluation.results import protocol_label
 
 
 # `--protocol` without a name.
@@ -240,13 +242,19 @@ def told_protocols(benchmarks: list[Benchmark], encoder: Encoder | None) -> str:
     parts = []
     for benchmark in benchmarks:
         counts = [f"{name}: {count}" for name, count in benchmark.counts.items()]
+        # Without data there are neither counts nor files.
+        files = (
+            [f"file {path}: {json.dumps(facts)}" for path, facts in benchmark.data_files().items()] if counts else []
+        )
         parts.append(
             "\n".join(
                 [
-                    f"== {benchmark.name}: {benchmark.dataset}",
+                    f"== {benchmark.name}: {benchmark.measured_dataset() if counts else benchmark.dataset}",
+                    f"protocol {protocol_label(benchmark.protocol.name, benchmark.changed_fields())}",
                     describe_protocol(benchmark.protocol),
                     describe_presets(type(benchmark)),
                     *counts,
+                    *files,
                 ]
             )
         )

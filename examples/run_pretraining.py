@@ -105,8 +105,15 @@ def build_model(arguments: ModelArguments, text_backbone: str) -> PixCLIPForPreT
     )
 
 
-def build_processor(arguments: DataArguments, model: PixCLIPForPreTraining, text_backbone: str) -> PixCLIPProcessor:
+def build_processor(
+    arguments: DataArguments, model: PixCLIPForPreTraining, text_backbone: str, initial_model: str | None = None
+) -> PixCLIPProcessor:
     vision_config = model.config.vision_config
+    colours = {}
+    if initial_model is not None:
+        # What the tower was trained on.
+        own = PixCLIPImageProcessor.from_pretrained(initial_model)
+        colours = {"image_mean": own.image_mean, "image_std": own.image_std}
     image_processor = PixCLIPImageProcessor(
         size=vision_config.image_size,
         resize_mode=arguments.resize_mode,
@@ -114,6 +121,7 @@ def build_processor(arguments: DataArguments, model: PixCLIPForPreTraining, text
         crop_scale=arguments.crop_scale,
         mask_mean=vision_config.mask_mean,
         mask_std=vision_config.mask_std,
+        **colours,
     )
     return PixCLIPProcessor(
         image_processor,
@@ -447,7 +455,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"push_to_hub with backbone_in_checkpoint=False: others do not have the folder {text_backbone!r}. Name a Hub "
             "id as text_backbone, or leave backbone_in_checkpoint out of text_config."
         )
-    processor = build_processor(data_arguments, model, text_backbone)
+    processor = build_processor(data_arguments, model, text_backbone, model_arguments.initial_model)
     train, measured, bad_samples = open_datasets(data_arguments, model_arguments, training_arguments, model.config)
     whole_image_share = data_arguments.whole_image_share
     if whole_image_share is None:

@@ -110,3 +110,16 @@ def test_paired_overlap_is_the_diagonal():
     np.testing.assert_array_equal(paired_iou(*boxes), box_iou(*boxes).diagonal())
     with pytest.raises(ValueError, match="20 boxes and 19 others"):
         paired_iou(boxes[0], boxes[1, :19])
+
+
+def test_half_precision_scores_tie_where_they_are_equal():
+    scores = np.array([[0.9, 0.895, 0.9], [0.5, 0.501, 0.2]], dtype=np.float16)
+    assert target_ranks(scores, np.array([0, 0])).tolist() == [2, 2]
+    assert target_ranks(scores, np.array([0, 1])).tolist() == [2, 1]
+
+
+def test_accuracies_of_nothing_and_of_other_groups_are_told():
+    with pytest.raises(ValueError, match=r"groups have shape \(1,\); accepted is \(2,\), one for each rank"):
+        accuracy_at(np.array([1, 2]), 1, groups=np.array([0]))
+    with pytest.raises(ValueError, match="there are no rows of scores"):
+        pad_scores([])

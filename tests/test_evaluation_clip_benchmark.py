@@ -54,11 +54,41 @@ def test_vectors_are_those_of_the_encoder(tmp_path, pair):
     np.testing.assert_array_equal(text_vectors.numpy(), encoder.encode_texts(texts, "caption"))
 
 
-def test_half_precision_weights_take_the_loader_s_float32_pixels():
-    model, processor = pixclip_pair()
-    wrapped = ClipBenchmarkModel(PixCLIPEncoder(model.to(torch.bfloat16), processor))
+@pytest.mark.parametrize("kind", [PixCLIPEncoder, ClipEncoder])
+@pytest.mark.parametrize(("dtype", "amp"), [(torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True)])
+def test_vectors_of_images_and_texts_multiply_in_half_precision(kind, dtype, amp):
+    model, processor = pixclip_pair() if kind is PixCLIPEncoder else family_pair("clip")
+    wrapped = ClipBenchmarkModel(kind(model.to(dtype), processor))
     pixels = PixelTransform(processor.image_processor)(gradient_photo())
-    assert wrapped.encode_image(pixels[None]).dtype == torch.bfloat16
+    with torch.autocast("cpu", enabled=amp):
+        images, texts = wrapped.encode_image(pixels[None]), wrapped.encode_text(TextPacker()(["a red dog"]))
+    assert images.dtype == texts.dtype == torch.float32
+    assert (images @ texts.T).shape == (1, 1)
+
+
+def test_dropout_is_off_though_the_model_is_in_training_mode():
+    wrapped = ClipBenchmarkModel(PixCLIPEncoder(*pixclip_pair())).train()
+    seen = []
+    wrapped.model.vision_model.register_forward_pre_hook(lambda module, args: seen.append(module.training))
+    vectors = wrapped.encode_image(PixelTransform(wrapped.encoder.image_processor)(gradient_photo())[None])
+    assert seen == [False]
+    assert wrapped.model.training
+    assert not vectors.requires_grad
+
+
+def test_images_of_many_shapes_are_refused(tmp_path):
+    folder = save_pair(family_pair("siglip2"), tmp_path / "naflex")
+    with pytest.raises(ValueError, match=r"Siglip2ImageProcessor\w* makes tensors of shape .*\(3, height, width\)"):
+        load_pixclip(folder)
+
+
+def test_texts_that_are_cut_are_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "processing_pixclip.evaluation.text_encoder.logger.warning", lambda *args: told.append(args[1:3])
+    )
+    ClipBenchmarkModel(ClipEncoder(*family_pair("clip"))).encode_text(TextPacker()(["a dog", "a dog " * 90]))
+    assert told == [(1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +174,11 @@ def test_the_installed_clip_benchmark_measures_what_we_measure():
     pixels = torch.stack([transform(image) for image in images])
     batches = [(pixels[start : start + 3], captions[start : start + 3]) for start in range(0, 8, 3)]
     found = retrieval.evaluate(model, batches, tokenizer, "cpu", amp=False, recall_k_list=[1, 3])
+    # By default it runs under autocast, and models may have half precision themselves.
+    half = ClipBenchmarkModel(ClipEncoder(family_pair("clip")[0].to(torch.bfloat16), encoder.processor))
+    for wrapped, amp in ((model, True), (half, False), (half, True)):
+        rough = retrieval.evaluate(wrapped, batches, tokenizer, "cpu", amp=amp, recall_k_list=[1, 3])
+        assert rough.keys() == found.keys()
     texts = [caption for group in captions for caption in group]
     relevant = np.cumsum([0, *map(len, captions)]), np.arange(len(texts))
     image_vectors = unit(encoder.encode_images([image.convert("RGB") for image in images]))

@@ -3,6 +3,7 @@
 
 import copy
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ import torch
 from encoders_for_tests import FAMILIES, SIZE, family_pair, gradient_photo, pixclip_pair, word_tokenizer
 from PIL import Image
 from tiny_models import backbone_config, randomise, text_config
-from transformers import BertModel, LlamaModel
+from transformers import (
+    BertModel,
+    BloomConfig,
+    BloomModel,
+    LlamaModel,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedTokenizer,
+)
 
 from modeling_pixclip import (
     PixCLIPImageProcessor,
@@ -408,12 +417,24 @@ def test_a_long_text_is_cut_at_the_positions_of_the_model(monkeypatch):
         told.clear()
 
 
-def test_text_backbones_alone():
+def test_text_backbones_alone(monkeypatch):
     tokenizer = word_tokenizer()
     torch.manual_seed(0)
     bert = BertModel(backbone_config("bert")).eval()
+    told = []
+    monkeypatch.setattr(
+        "processing_pixclip.evaluation.text_encoder.logger.warning", lambda *args: told.append(args[1:])
+    )
     encoder = TextEncoder(bert, tokenizer)
     assert (encoder.views, encoder.describe()["pooling"]) == ((), "mean")
+    # A guess is told, a choice is not.
+    assert told == [("BertModel", "mean")]
+    first = TextEncoder(bert, tokenizer, pooling="cls")
+    assert len(told) == 1
+    for text, vector in zip(TEXTS, first.encode_texts(TEXTS, "caption"), strict=True):
+        with torch.no_grad():
+            expected = bert(input_ids=tokenizer([text], return_tensors="pt")["input_ids"]).last_hidden_state[0, 0]
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
     found = encoder.encode_texts(TEXTS, "caption")
     for text, vector in zip(TEXTS, found, strict=True):
         tokens = tokenizer([text], return_tensors="pt")
@@ -455,8 +476,193 @@ def test_what_is_no_model_of_both_is_refused():
         PixCLIPEncoder(model.text_model, processor)
     with pytest.raises(ValueError, match="accepted is a PixCLIPProcessor"):
         PixCLIPEncoder(model, processor.tokenizer)
+    for name in ("siglip", "siglip2", "align", "chinese_clip", "altclip"):
+        whole, family = family_pair(name)
+        with pytest.raises(
+            ValueError, match="TextModel is the text tower of a model of images and texts.*whole model"
+        ):
+            TextEncoder(whole.text_model, family.tokenizer)
+    with pytest.raises(ValueError, match="BertModel has no vector of a text of its own"):
+        TextEncoder(BertModel(backbone_config("bert")), word_tokenizer(), pooling="own")
+    with pytest.raises(ValueError, match="pooling is 'max'; accepted are 'own', 'cls', 'mean', 'last' and None"):
+        TextEncoder(BertModel(backbone_config("bert")), word_tokenizer(), pooling="max")
     with pytest.raises(ValueError, match="BertModel has no get_image_features"):
         ClipEncoder(BertModel(backbone_config("bert")), processor)
     with pytest.raises(ValueError, match="without image_processor"):
         ClipEncoder(family_pair("clip")[0], word_tokenizer())
     assert PixCLIPEncoder(PixCLIPModel(model.config), processor).logit_scale == pytest.approx(np.exp(2.6592), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["clip", "metaclip2"])
+def test_text_towers_that_have_a_vector_of_their_own(name):
+    model, processor = family_pair(name)
+    encoder = TextEncoder(model.text_model, processor.tokenizer)
+    assert encoder.pooling == "own"
+    for text, vector in zip(TEXTS, encoder.encode_texts(TEXTS, "caption"), strict=True):
+        with torch.no_grad():
+            expected = model.text_model(**processor.tokenizer([text], return_tensors="pt")).pooler_output[0]
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+def test_limits_of_text_backbones():
+    tokenizer, text = word_tokenizer(), "a photo of the red dog " * 40
+    tokenizer.model_max_length = int(1e30)
+    sizes = {"hidden_size": 32, "vocab_size": 60}
+    bloom = TextEncoder(BloomModel(BloomConfig(**sizes, n_layer=1, n_head=2)), tokenizer, pooling="last")
+    # As many as there are: no limit anywhere.
+    assert bloom.text_lengths([text], "long") == [241]
+    assert bloom.describe()["text_max_length"] is None
+    assert np.isfinite(bloom.encode_texts([text, "cat"], "long")).all()
+    more = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 20}
+    mpnet = TextEncoder(MPNetModel(MPNetConfig(**sizes, **more)), tokenizer, pooling="mean")
+    # Its positions start behind the padding token, at 2.
+    assert mpnet.text_lengths([text], "long") == [18]
+    assert np.isfinite(mpnet.encode_texts([text, "cat"], "long")).all()
+    short = TextEncoder(mpnet.model, tokenizer, pooling="mean", max_length=5)
+    assert short.text_lengths([text, "cat"], "long") == [5, 2]
+    assert short.describe()["text_max_length"] == 5
+    assert short.fingerprint() != mpnet.fingerprint()
+    np.testing.assert_allclose(
+        short.encode_texts([text], "long"), short.encode_texts(["a photo of the"], "long"), atol=1e-5
+    )
+
+
+def test_a_text_without_tokens_is_refused():
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = None
+    for pooling in ("mean", "last", "cls"):
+        encoder = TextEncoder(LlamaModel(backbone_config("llama")), tokenizer, pooling=pooling)
+        with pytest.raises(ValueError, match="the text '' has no tokens, and so no vector"):
+            encoder.encode_texts(["cat", ""], "caption")
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "bert", "pixclip"])
+def test_encoding_leaves_the_fingerprint_as_it_was(name, photos):
+    if name == "bert":
+        encoder = TextEncoder(BertModel(backbone_config("bert")), word_tokenizer(), pooling="mean")
+    elif name == "pixclip":
+        encoder = PixCLIPEncoder(*pixclip_pair())
+    else:
+        encoder = ClipEncoder(*family_pair(name))
+    first = encoder.fingerprint()
+    for kind in ("region", "long"):
+        encoder.text_lengths(TEXTS, kind)
+        assert encoder.fingerprint() == first
+        encoder.encode_texts(TEXTS, kind)
+        assert encoder.fingerprint() == first
+    if encoder.views:
+        encoder.encode_images(photos)
+        assert encoder.fingerprint() == first
+
+
+class SlowTokenizer(PreTrainedTokenizer):
+    """One without a fast backend, which has an option of its own."""
+
+    def __init__(self, lower=False, **options):
+        self.lower = lower
+        super().__init__(unk_token="[unk]", lower=lower, **options)
+
+    @property
+    def vocab_size(self):
+        return 3
+
+    def get_vocab(self):
+        return {"[unk]": 0, "cat": 1, "Cat": 2}
+
+    def _tokenize(self, text):
+        return (text.lower() if self.lower else text).split()
+
+    def _convert_token_to_id(self, token):
+        return self.get_vocab().get(token, 0)
+
+
+def test_fingerprints_follow_slow_tokenizers_attention_of_a_tower_and_rules_of_views(monkeypatch):
+    bert = BertModel(backbone_config("bert"))
+    slow = [TextEncoder(bert, SlowTokenizer(lower), pooling="mean").fingerprint() for lower in (True, False, False)]
+    assert slow[0] != slow[1] == slow[2]
+    model, processor = family_pair("clip")
+    encoder = ClipEncoder(model, processor)
+    first, of_pixclip = encoder.fingerprint(), PixCLIPEncoder(*pixclip_pair()).fingerprint()
+    model.set_attn_implementation({"vision_config": "eager"})
+    assert model.config._attn_implementation == "sdpa"
+    assert encoder.fingerprint() != first
+    model.set_attn_implementation("sdpa")
+    assert encoder.fingerprint() == first
+    monkeypatch.setattr("processing_pixclip.evaluation.region_views.BLUR_RADIUS", 50)
+    assert encoder.fingerprint() != first
+    assert PixCLIPEncoder(*pixclip_pair()).fingerprint() != of_pixclip
+
+
+def test_trained_weights_are_seen_by_the_same_encoder():
+    tokenizer = word_tokenizer()
+    for encoder in (
+        PixCLIPEncoder(*pixclip_pair()),
+        ClipEncoder(*family_pair("clip")),
+        TextEncoder(BertModel(backbone_config("bert")), tokenizer, pooling="mean"),
+    ):
+        first, told = encoder.fingerprint(), encoder.describe()["weights_sha256"]
+        # As some optimizers do, behind autograd's back.
+        next(encoder.model.parameters()).data.mul_(2)
+        assert encoder.fingerprint() != first
+        assert encoder.describe()["weights_sha256"] != told
+
+
+@pytest.mark.parametrize("kind", [PixCLIPEncoder, ClipEncoder])
+def test_empty_regions_are_told_and_no_regions_have_no_vectors(kind, photos, groups):
+    encoder = kind(*(pixclip_pair(resize_mode="shortest_edge") if kind is PixCLIPEncoder else family_pair("clip")))
+    image = groups[0][0].image
+    empty = EvaluationRegion("one#empty", image, {"size": [40, 60], "counts": [2400]})
+    boxed = EvaluationRegion("one#empty", image, {"size": [40, 60], "counts": [2400]}, box=(2, 2, 30, 30))
+    for view in encoder.views:
+        width = encoder.encode_images(photos).shape[1]
+        assert encoder.encode_regions(photos, [[], []], view).shape == (0, width)
+        if view == "full":
+            continue
+        with pytest.raises(ValueError, match="one#empty.*is empty"):
+            encoder.encode_regions(photos, [[groups[0][0], empty], groups[1]], view)
+        if view not in ("box-crop", "roi"):
+            with pytest.raises(ValueError, match="one#empty.*is empty"):
+                encoder.encode_regions(photos, [[boxed], groups[1]], view)
+
+
+def test_masks_and_pictures_of_clip_are_made_one_at_a_time(photos, monkeypatch):
+    encoder = ClipEncoder(*family_pair("clip"))
+    photo, image = gradient_photo(900, 700), EvaluationImage("large", "large.png")
+    masks = [{"size": [700, 900], "counts": [700 * 20 * n, 700 * 20, 700 * (900 - 20 * (n + 1))]} for n in range(24)]
+    regions = [EvaluationRegion(f"large#{n}", image, mask) for n, mask in enumerate(masks)]
+    tracemalloc.start()
+    try:
+        encoder.encode_regions([photo], [regions], "mask-pooled")
+        # Of 24 masks of 2.5 MB each, a few.
+        assert tracemalloc.get_traced_memory()[1] < 24e6
+    finally:
+        tracemalloc.stop()
+    processor, given = encoder.processor.image_processor, []
+    prepare = type(processor).preprocess
+    monkeypatch.setattr(
+        type(processor),
+        "preprocess",
+        lambda self, images, *args, **options: given.append(len(images)) or prepare(self, images, *args, **options),
+    )
+    encoder.encode_regions([photo], [regions[:5]], "blur")
+    assert given == [1] * 5
+
+
+def test_pooled_views_of_clip_scale_pixels_as_its_processor_does(photos, groups):
+    model, processor = family_pair("clip")
+    plain = ClipEncoder(model, processor).encode_regions(photos, groups, "mask-pooled")
+    options = processor.image_processor
+    # The same numbers by other options.
+    options.rescale_factor = 1.0
+    options.image_mean = [value * 255 for value in options.image_mean]
+    options.image_std = [value * 255 for value in options.image_std]
+    np.testing.assert_allclose(
+        ClipEncoder(model, processor).encode_regions(photos, groups, "mask-pooled"), plain, atol=1e-5
+    )
+    options.do_normalize = False
+    options.rescale_factor = 1 / 255
+    found = ClipEncoder(model, processor).encode_regions(photos, groups, "roi")
+    options.do_normalize = True
+    options.image_mean, options.image_std = [0.0] * 3, [1.0] * 3
+    np.testing.assert_allclose(found, ClipEncoder(model, processor).encode_regions(photos, groups, "roi"), atol=1e-5)
+    assert abs(found - plain).max() > 1e-3

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from distributed_for_tests import run_processes
-from encoders_for_tests import gradient_photo, pixclip_pair
+from encoders_for_tests import family_pair, gradient_photo, pixclip_pair
 from evaluation_for_tests import PHOTOS, RandomEncoder, heldout_records
 from PIL import Image
 
 from processing_pixclip.evaluation import feature_cache
+from processing_pixclip.evaluation.clip_encoder import ClipEncoder
 from processing_pixclip.evaluation.feature_cache import FeatureCache
 from processing_pixclip.evaluation.features import FeatureExtractor
 from processing_pixclip.evaluation.items import EvaluationImage, EvaluationRegion
@@ -161,6 +162,36 @@ def test_changed_weights_ask_again(tmp_path):
         model.text_model.projection.weight.mul_(2)
     found = extractor(PixCLIPEncoder(model, processor), tmp_path).texts(TEXTS, "region")
     np.testing.assert_allclose(found, model.encode_text(TEXTS, processor, normalize=False), atol=1e-5)
+
+
+def test_a_new_extractor_of_the_same_encoder_sees_changed_weights(tmp_path):
+    model, processor = pixclip_pair()
+    encoder = PixCLIPEncoder(model, processor)
+    before = extractor(encoder, tmp_path).texts(TEXTS, "region")
+    with torch.no_grad():
+        model.text_model.projection.weight.mul_(2)
+    found = extractor(encoder, tmp_path).texts(TEXTS, "region")
+    assert not np.allclose(found, before, atol=1e-3)
+    np.testing.assert_allclose(found, model.encode_text(TEXTS, processor, normalize=False), atol=1e-5)
+
+
+def test_a_second_run_of_a_real_model_finds_the_texts_of_the_first(tmp_path):
+    """Though its tokenizer has been at work in between."""
+    encoder = ClipEncoder(*family_pair("clip"))
+    extractor(encoder, tmp_path).texts(TEXTS, "region")
+    asked = []
+    encoder.encode_texts = lambda texts, kind: asked.append(texts)
+    extractor(encoder, tmp_path).texts(TEXTS, "region")
+    assert asked == []
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    encoder = Counting()
+    with pytest.raises(ValueError, match="cache_dir is '.*file', in which nothing can be written"):
+        extractor(encoder, tmp_path / "file")
+    assert encoder.batches == []
 
 
 def test_changed_bytes_of_an_image_ask_again(tmp_path):

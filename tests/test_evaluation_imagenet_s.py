@@ -164,6 +164,27 @@ def test_an_image_without_its_class_is_left_out_and_counted(own):
     assert benchmark.counts["images left out, no pixel of their class"] == 1 and benchmark.counts["images"] == 2
 
 
+def test_names_of_an_own_file(own):
+    benchmark = ImageNetS(own, small())
+    benchmark.load()
+    ids = sorted((own / "ImageNetS_categories_im50.txt").read_text().split())
+    with pytest.raises(FileNotFoundError, match="ImageNetS_names.txt: names of classes.*Prompt_Engineering"):
+        ImageNetS(own, small(names="file")).load()
+    # More than the classes, as a list of all 1,000 is; with a byte order mark; a comma is part of the name.
+    lines = [f"{wordnet_id}\town, {place}_x" for place, wordnet_id in enumerate(ids)]
+    (own / "ImageNetS_names.txt").write_text("\n".join([*lines, "n99999999\tother"]), encoding="utf-8-sig")
+    (own / "LOC_synset_mapping.txt").unlink()
+    named = ImageNetS(own, small(names="file"))
+    named.load()
+    assert named.classes == [f"own, {place} x" for place in range(len(ids))]
+    np.testing.assert_array_equal(named.targets, benchmark.targets)
+    (own / "ImageNetS_names.txt").write_text("\n".join(lines[1:]))
+    with pytest.raises(
+        ValueError, match="names none of 1 classes of .*accepted are lines of a WordNet id, a tab and a"
+    ):
+        ImageNetS(own, small(names="file")).load()
+
+
 def test_wrong_files_are_refused(own):
     file = sorted((own / "ImageNetS50" / "validation-segmentation").glob("*/*.png"))[0]
     with Image.open(file) as image:

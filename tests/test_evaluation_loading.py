@@ -11,7 +11,13 @@ import torch
 from encoders_for_tests import family_pair, gradient_photo, pixclip_pair, save_pair, word_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny_models import backbone_config, randomise, text_config
-from transformers import BertForMaskedLM, CLIPVisionModelWithProjection, LlamaForCausalLM
+from transformers import (
+    BertForMaskedLM,
+    BertModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+    LlamaForCausalLM,
+)
 
 from modeling_pixclip import PixCLIPTextModel, convert_to_folder
 from processing_pixclip.evaluation.clip_encoder import ClipEncoder
@@ -172,3 +178,82 @@ def test_a_model_of_images_alone_is_refused(tmp_path):
         open_encoder(tmp_path / "vision")
     with pytest.raises(OSError, match="no_such_model"):
         open_encoder(str(tmp_path / "no_such_model"))
+
+
+def test_a_text_tower_keeps_its_projection(tmp_path):
+    model, processor = family_pair("clip")
+    tower = CLIPTextModelWithProjection(model.config.text_config).eval()
+    save_pair((tower, processor.tokenizer), tmp_path / "tower")
+    encoder = open_encoder(tmp_path / "tower", device="cpu")
+    assert isinstance(encoder, TextEncoder)
+    for text, vector in zip(TEXTS, encoder.encode_texts(TEXTS, "caption"), strict=True):
+        with torch.no_grad():
+            expected = tower(**processor.tokenizer([text], return_tensors="pt")).text_embeds[0]
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+    # Of a class that the library does not know, its projection must not be lost either.
+    config = json.loads((tmp_path / "tower" / "config.json").read_text())
+    (tmp_path / "tower" / "config.json").write_text(json.dumps(config | {"architectures": ["MyTextTower"]}))
+    with pytest.raises(ValueError, match="1 unexpected: text_projection.weight"):
+        open_encoder(tmp_path / "tower", device="cpu")
+
+
+def write_sentence_files(folder, pooling, modules=("Transformer", "Pooling", "Normalize"), max_seq_length=None):
+    """What sentence-transformers writes beside a model."""
+    paths = ["", "1_Pooling", "2_Normalize", "3_Dense"]
+    listed = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{module}"}
+        for place, (module, path) in enumerate(zip(modules, paths, strict=False))
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    if max_seq_length is not None:
+        settings = {"max_seq_length": max_seq_length, "do_lower_case": False}
+        (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+
+
+def test_the_pooling_of_sentence_transformers_is_read(tmp_path, monkeypatch):
+    tokenizer, folder = word_tokenizer(), tmp_path / "sentences"
+    bert = BertModel(backbone_config("bert")).eval()
+    save_pair((bert, tokenizer), folder)
+    told = []
+    monkeypatch.setattr("processing_pixclip.evaluation.text_encoder.logger.warning", lambda *args: told.append(args))
+    names = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+
+    def legacy(*chosen):
+        modes = {f"pooling_mode_{name}": name in chosen for name in names}
+        return {"word_embedding_dimension": 32, **modes, "include_prompt": True}
+
+    for pooling, expected in (
+        (legacy("cls_token"), "cls"),
+        (legacy("mean_tokens"), "mean"),
+        (legacy("lasttoken"), "last"),
+        ({"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True}, "cls"),
+    ):
+        write_sentence_files(folder, pooling, max_seq_length=6)
+        encoder = open_encoder(folder, device="cpu")
+        assert (encoder.pooling, encoder.describe()["text_max_length"]) == (expected, 6)
+        by_hand = TextEncoder(bert, tokenizer, pooling=expected, max_length=6)
+        long = [*TEXTS, "a photo of the red dog and two people ."]
+        np.testing.assert_allclose(
+            encoder.encode_texts(long, "caption"), by_hand.encode_texts(long, "caption"), atol=1e-6
+        )
+    # What is told is no guess.
+    assert [args for args in told if "Nothing says" in args[0]] == []
+    for pooling in (legacy("max_tokens"), legacy("cls_token", "mean_tokens"), {"pooling_mode": "max"}):
+        write_sentence_files(folder, pooling)
+        with pytest.raises(
+            ValueError, match="the pooling of .*sentences' is (max|cls . mean); accepted are cls, mean"
+        ):
+            open_encoder(folder, device="cpu")
+        assert open_encoder(folder, device="cpu", pooling="mean").pooling == "mean"
+    write_sentence_files(folder, legacy("mean_tokens"), ("Transformer", "Pooling", "Normalize", "Dense"))
+    with pytest.raises(ValueError, match="through Dense too, which there is not here"):
+        open_encoder(folder, device="cpu")
+    assert open_encoder(folder, device="cpu", pooling="cls").pooling == "cls"
+
+
+def test_models_of_images_take_no_pooling(pixclip):
+    _, folder = pixclip
+    with pytest.raises(ValueError, match="pooling is 'mean', but a PixCLIPModel has vectors of its own"):
+        open_encoder(folder, device="cpu", pooling="mean")

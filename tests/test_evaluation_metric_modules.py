@@ -182,3 +182,12 @@ def test_referring_accuracy_at_a_threshold(load):
     assert metric.compute(**boxes, threshold=0.95)["accuracy"] == 0
     with pytest.raises(ValueError, match=r"others\[0\]"):
         metric.compute(predictions=[[0, 0, 1, 1]], references=[[5, 5, 1, 1]])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_nothing_to_measure_is_told(load, name):
+    columns = {"predictions": [], "references": []}
+    if name == "region_retrieval":
+        columns |= {"region_ids": [], "text_ids": []}
+    with pytest.raises(ValueError, match="predictions are empty; accepted is one"):
+        load(name).compute(**columns)

@@ -1,9 +1,11 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Results in model cards: read back by huggingface_hub, and nothing lost of what a user wrote."""
 
+import importlib.util
 import os
 
 import pytest
+from evaluation_for_tests import ROOT
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
@@ -19,11 +21,13 @@ from processing_pixclip.evaluation.model_index import (
 from processing_pixclip.evaluation.results import BenchmarkResult, Figure
 
 
-def a_result(benchmark="coco-regions", preset="default", value=0.55, **figures):
+def a_result(benchmark="coco-regions", preset="default", value=0.55, changed=None, data="0a", **figures):
     protocol = {"name": preset, "views": ["full+mask"], "seed": 0, "limit": None}
     found = {"top-1": Figure(value, 0.5, 0.6, 1125, 1 / 80), **figures}
     return BenchmarkResult(
-        benchmark, "zero-shot-image-classification", "COCO val2017", "top-1", protocol, {}, found, {}, {}
+        *(benchmark, "zero-shot-image-classification", "COCO val2017", "top-1", protocol, {}, found, {}, {}),
+        changed=changed or {},
+        data={"annotations/instances_val2017.json": {"sha256": data, "bytes": 7}},
     )
 
 
@@ -96,6 +100,29 @@ def test_a_benchmark_is_replaced_and_another_protocol_is_added(tmp_path):
     ]
 
 
+def test_runs_that_differ_stay_beside_each_other_and_an_older_one_of_the_same_goes(tmp_path):
+    runs = [
+        {"value": 0.1},
+        {"value": 0.2, "changed": {"limit": 100}},
+        {"value": 0.3, "changed": {"limit": 200}},
+        {"value": 0.4, "data": "0b"},
+        {"value": 0.5, "preset": "official-fgclip", "changed": {"views": ["roi", "full"]}},
+    ]
+    for run in runs:
+        add_to_card(tmp_path, [a_result(**run)])
+    # Two of one measurement in one call: the later one.
+    add_to_card(tmp_path, [a_result(value=0.6), a_result(value=0.7), a_result(value=0.8, changed={"limit": 200})])
+    found = ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert [(entry.metric_value, entry.dataset_config, entry.dataset_args["data"]) for entry in found] == [
+        (0.2, "coco-regions, protocol default, limit=100", {"annotations/instances_val2017.json": "0a"}),
+        (0.4, "coco-regions, protocol default", {"annotations/instances_val2017.json": "0b"}),
+        (0.5, "coco-regions, protocol official-fgclip, views=roi,full", {"annotations/instances_val2017.json": "0a"}),
+        (0.7, "coco-regions, protocol default", {"annotations/instances_val2017.json": "0a"}),
+        (0.8, "coco-regions, protocol default, limit=200", {"annotations/instances_val2017.json": "0a"}),
+    ]
+    assert len({entry.dataset_revision for entry in found}) == 2
+
+
 @pytest.mark.parametrize("before", [None, "", "Only words.\n", "---\nlicense: mit\n---", "---\n---\nWords.\n"])
 def test_metadata_are_made_where_there_are_none(tmp_path, before):
     folder = tmp_path / "my-model"
@@ -150,10 +177,22 @@ def test_kinds_of_figures():
     assert metric_type("dilated 10 %: right region of two") == "right_region_of_two"
 
 
+def test_the_table_of_coco_mini_tells_another_protocol_than_the_default():
+    path = ROOT / "tests" / "benchmarks" / "coco_mini_evaluation.py"
+    spec = importlib.util.spec_from_file_location("coco_mini_evaluation", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    runs = [[a_result(value=value), a_result("flickr30k", changed={"limit": 4})] for value in (0.5, 0.6)]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in module.figures_table(runs).splitlines()[2:]]
+    assert rows[0] == ["coco-regions", "top-1", "1,125", "0.013", "0.550 (0.500 to 0.600)"]
+    assert rows[1][0] == "flickr30k (default, limit=4)"
+
+
 def test_tables_are_markdown():
     lines = markdown_table(COLUMNS, figure_rows([a_result(**{"a|b median rank": Figure(12.0, count=3)})])).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
         *("coco-regions", "default", "top-1", "0.550", "0.500 to 0.600", "0.013", "1,125")
     ]
+    assert figure_rows([a_result(changed={"limit": 100})])[0][1] == "default, limit=100"
     assert r"a\|b median rank" in lines[3] and " 12 " in lines[3]

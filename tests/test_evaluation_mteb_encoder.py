@@ -2,6 +2,8 @@
 """The wrapper for MTEB and MIEB: its signatures, its vectors, and mteb itself where it is installed."""
 
 import inspect
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -16,15 +18,12 @@ from processing_pixclip.evaluation.mteb_encoder import MtebEncoder
 from processing_pixclip.evaluation.pixclip_encoder import PixCLIPEncoder
 
 
-# Parameters that mteb 2.26 documents: `EncoderProtocol` in models/models_protocols.py, and `CLIPModel` of
-# models/model_implementations/clip_models.py for the methods of MIEB's wrappers. "*" stands before keyword-only ones.
+# Parameters that mteb 2.26 documents: `EncoderProtocol` in models/models_protocols.py. "*" stands before keyword-only ones.
 DOCUMENTED = {
     "__init__": ["model_name", "revision", "*", "device", "**kwargs"],
     "encode": ["inputs", "*", "task_metadata", "hf_split", "hf_subset", "prompt_type", "**kwargs"],
     "similarity": ["embeddings1", "embeddings2"],
     "similarity_pairwise": ["embeddings1", "embeddings2"],
-    "get_text_embeddings": ["texts", "show_progress_bar", "**kwargs"],
-    "get_image_embeddings": ["images", "show_progress_bar", "**kwargs"],
 }
 OURS_BESIDE = {"__init__": ["encoder", "text_kind"]}
 METADATA = {"task_metadata": None, "hf_split": "test", "hf_subset": "default", "show_progress_bar": False}
@@ -79,10 +78,6 @@ def test_vectors_are_those_of_the_encoder(encoder):
     for name, expected in {"text": text, "image": image, "both": text + image}.items():
         np.testing.assert_array_equal(found[name], expected)
         assert found[name].dtype == np.float32
-    both = loader(text=texts, image=images)
-    np.testing.assert_array_equal(model.get_text_embeddings(both, show_progress_bar=False), text)
-    np.testing.assert_array_equal(model.get_image_embeddings(both, show_progress_bar=False), image)
-    np.testing.assert_array_equal(model.get_fused_embeddings(both, show_progress_bar=False), text + image)
 
 
 def test_it_opens_a_folder_as_mteb_would(tmp_path):
@@ -125,8 +120,6 @@ def test_what_does_not_fit_is_told():
         ValueError, match="batch 1 has the columns text, image; accepted are batches with text, all alike"
     ):
         model.encode([{"text": ["a"]}, {"text": ["a"], "image": [image]}], **METADATA)
-    with pytest.raises(ValueError, match="batch 0 has the columns text; accepted are batches with image"):
-        model.get_image_embeddings([{"text": ["a"]}])
     with pytest.raises(ValueError, match="precision is 'int8'"):
         model.encode([{"text": ["a"]}], **METADATA, precision="int8")
     with pytest.raises(ValueError, match="no batches"):
@@ -144,8 +137,51 @@ def test_the_signatures_and_protocol_of_the_installed_mteb():
     model = MtebEncoder("runs/coco_regions/", encoder=RandomEncoder(3))
     assert isinstance(model, protocols.EncoderProtocol)
     meta = model.mteb_model_meta
-    assert (meta.name, meta.revision, meta.modalities) == ("local/coco_regions", "RandomEncoder-3", ["image", "text"])
-    assert MtebEncoder("me/model", "v1", encoder=RandomEncoder()).mteb_model_meta.name == "me/model"
+    told = (meta.name, meta.revision, meta.modalities)
+    assert told == ("local/coco_regions", "RandomEncoder-3-caption", ["image", "text"])
+
+
+class StubMeta(types.ModuleType):
+    """The one function of mteb that a description calls, where mteb is not installed."""
+
+    class ModelMeta:
+        create_empty = staticmethod(lambda overwrites: types.SimpleNamespace(**overwrites))
+
+
+def test_names_and_revisions_keep_different_vectors_apart(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mteb.models.model_meta", StubMeta("mteb.models.model_meta"))
+    monkeypatch.chdir(tmp_path)
+    model, processor = pixclip_pair()
+    save_pair((model, processor), tmp_path / "runs" / "coco_regions")
+
+    def told(name, revision=None, encoder=None, **options):
+        meta = MtebEncoder(name, revision, encoder=encoder, **options).mteb_model_meta
+        return meta.name, meta.revision
+
+    encoder = PixCLIPEncoder(model, processor)
+    print_of_weights = encoder.fingerprint()
+    for name, expected in {
+        "runs/coco_regions": "local/coco_regions",
+        "runs/coco_regions/": "local/coco_regions",
+        "C:\\runs\\coco_regions": "local/coco_regions",
+        "./coco_regions": "local/coco_regions",
+        "me/coco_regions": "me/coco_regions",
+    }.items():
+        assert told(name, encoder=encoder) == (expected, f"{print_of_weights}-caption-float32")
+    assert told("me/model", "main", encoder) == ("me/model", "main-caption-float32")
+    assert told("me/model", "main", encoder, text_kind="long") == ("me/model", "main-long-float32")
+    half = told("runs/coco_regions", "main", device="cpu", dtype="bfloat16")
+    assert half == ("local/coco_regions", "main-caption-bfloat16")
+
+
+def test_texts_that_are_cut_are_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "processing_pixclip.evaluation.text_encoder.logger.warning", lambda *args: told.append(args[1:3])
+    )
+    model = MtebEncoder("m", encoder=ClipEncoder(*family_pair("clip")))
+    model.encode([{"text": ["a dog", "a dog " * 90]}, {"text": ["cat"]}], **METADATA)
+    assert told == [(1, 2)]
 
 
 @pytest.mark.slow

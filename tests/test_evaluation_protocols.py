@@ -3,12 +3,15 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
-from processing_pixclip.evaluation.protocols import Protocol
+from processing_pixclip.evaluation.protocols import Protocol, bounded
+from processing_pixclip.evaluation.region_classification import view_summaries
+from processing_pixclip.evaluation.region_views import BLUR_RADIUS, BOX_MARGIN, PADDING
 from processing_pixclip.evaluation.registry import (
     BENCHMARKS,
     describe_presets,
@@ -44,6 +47,8 @@ class EveryType(Protocol):
     ranks: tuple[int, ...] = (1, 5)
     names: tuple[str, ...] = ("x",)
     rule: Literal["one", "two", 3] = "one"
+    overlap: float = bounded(0.5, 0, 1)
+    places: tuple[int, ...] = bounded((1,), 1)
     most: float | None = None
 
 
@@ -80,6 +85,9 @@ def test_values_are_read_as_the_field_is(field, value, read):
         ("limit", "2.5", "a whole number, or none"),
         ("limit", 2.5, "a whole number, or none"),
         ("limit", -1, "a number of 0 or more, or none"),
+        ("limit", 0, "a number of 1 or more, or none"),
+        ("overlap", 1.5, "a number from 0 to 1"),
+        ("places", (3, 0), "a number of 1 or more"),
         ("bootstrap", True, "int"),
         ("skip_missing", "maybe", "true or false"),
         ("share", "nan", "a number of 0 or more"),
@@ -99,17 +107,34 @@ def test_what_a_field_does_not_accept_is_told(field, value, accepted):
     assert str(error.value).startswith(f"{field} is {value!r}; accepted is ") and accepted in str(error.value)
 
 
+def test_ranges_hold_for_protocols_that_are_made_by_hand():
+    assert EveryType(limit=1, overlap=0, places=(2, 1)).limit == 1
+    for fields, message in (
+        ({"limit": 0}, "limit is 0; accepted is a number of 1 or more, or none"),
+        ({"overlap": -0.1}, "overlap is -0.1; accepted is a number from 0 to 1"),
+        ({"overlap": float("nan")}, "overlap is nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EveryType(**fields)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_no_benchmark_takes_a_limit_of_nothing(name):
+    with pytest.raises(ValueError, match="limit is 0; accepted is a number of 1 or more, or none"):
+        get_protocol(BENCHMARKS[name], None, {"limit": "0"})
+
+
 def test_unknown_fields_are_refused_and_the_name_is_no_field():
     for name in ("view", "name"):
         with pytest.raises(ValueError, match=f"'{name}' is no field of EveryType; accepted are limit, .*most"):
             EveryType().changed({name: "x"})
 
 
-def test_a_changed_protocol_is_called_custom_and_an_equal_one_keeps_its_name():
+def test_a_changed_protocol_keeps_its_name_and_an_equal_one_is_the_same():
     protocol = EveryType(name="official")
     assert protocol.changed({}) is protocol
     assert protocol.changed({"share": "0.5", "ranks": "1,5"}).name == "official"
-    assert protocol.changed({"share": "0.4"}).name == "custom"
+    assert protocol.changed({"share": "0.4"}).name == "official"
     assert protocol.share == 0.5
 
 
@@ -170,3 +195,25 @@ def test_the_list_tells_all_that_each_benchmark_is_and_reads():
         for source in benchmark.layout:
             assert f"{source.path}{' (optional)' * source.optional}: " in words
             assert " ".join(source.where.split()) in words
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_names_of_a_protocol_are_told_in_words_and_numbers(name, preset):
+    protocol = BENCHMARKS[name].presets[preset]
+    told = protocol.details()
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    printed = describe_protocol(protocol)
+    assert all(f"{key}: {json.dumps(value, ensure_ascii=False)}" in printed for key, value in told.items())
+    assert "equal" in told["tie_rule"] and re.search(r"\d", told["tie_rule"])
+    words = {"pessimistic": "ranks before it", "optimistic": "ranks after it"}
+    assert words.get(getattr(protocol, "ties", ""), "one half") in told["tie_rule"]
+    views = [part for view in getattr(protocol, "views", ()) if view != "auto" for part in view.split(" + ")]
+    assert set(views) <= told.get("view_summaries", {}).keys()
+    assert ("view_summaries" in told) == hasattr(protocol, "views")
+    assert ("template_texts" in told) == hasattr(protocol, "templates")
+
+
+def test_views_are_told_with_their_constants():
+    told = view_summaries(["padded-crop+mask", "blur", "box-crop"])
+    assert "1.5 times" in told["padded-crop+mask"] and f" {PADDING} pixels" in told["padded-crop+mask"]
+    assert f"radius {BLUR_RADIUS} " in told["blur"] and f"{100 * BOX_MARGIN:g} %" in told["box-crop"]

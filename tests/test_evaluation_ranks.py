@@ -239,3 +239,11 @@ def test_a_box_that_is_none_is_named(box):
         box_iou(np.array([[0, 0, 1, 1], box]), np.array([[0, 0, 1, 1]]))
     with pytest.raises(ValueError, match="shape"):
         box_iou(np.zeros((2, 5)), np.zeros((1, 4)))
+
+
+def test_a_tuple_of_lists_is_a_list_of_lists():
+    eye = np.eye(2, dtype=np.float32)
+    for relevant in (([0], [1]), ((0,), (1,)), [np.array([0]), np.array([1])]):
+        assert retrieval_ranks(eye, eye, relevant).tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"relevant\[0\] is 0; accepted are a list of lists of indices"):
+        retrieval_ranks(eye, eye, [0, 1])

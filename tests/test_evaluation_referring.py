@@ -17,6 +17,7 @@ from tiny_sam2 import tiny_sam2
 
 from processing_pixclip.evaluation.clip_encoder import ClipEncoder
 from processing_pixclip.evaluation.features import FeatureExtractor
+from processing_pixclip.evaluation.model_identity import weights_hash
 from processing_pixclip.evaluation.pixclip_encoder import PixCLIPEncoder
 from processing_pixclip.evaluation.referring_expressions import RefCoco, RefCocoG, RefCocoPlus
 from processing_pixclip.evaluation.referring_files import load_plain_pickle, read_detections, read_reclip, read_unc
@@ -219,6 +220,66 @@ def test_equal_candidates_are_told_apart_by_the_tie_rule(tmp_path, ties, accurac
     assert values == {"accuracy": accuracy}
     assert result.items[0]["predicted_box"] == ((100, 0, 150, 50) if accuracy else (0, 0, 50, 50))
     assert result.items[0]["correct"] == bool(accuracy) and result.items[0]["box"] == (100, 0, 150, 50)
+
+
+class MaskIgnoring(RandomEncoder):
+    """Sees the photo and not the region; its vectors differ by what rounding leaves."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = np.float32(noise)
+
+    def region_vector(self, region, view):
+        vector = self.draw(region.image.key, view)
+        return vector / np.linalg.norm(vector) + self.noise * self.draw(region.key, view)
+
+
+@pytest.mark.parametrize("parser", [False, True])
+def test_what_rounding_leaves_decides_nothing(folder, tmp_path, parser):
+    fields = {"parser": parser, "limit": 16}
+    for ties in ("pessimistic", "optimistic"):
+        exact, noisy = (measured(RefCoco, folder, MaskIgnoring(noise), ties=ties, **fields)[0] for noise in (0, 1e-7))
+        assert exact == noisy
+    # One above the other, so that "left" says nothing; in cosines the two differ by 2e-7.
+    write_one(tmp_path, [[0, 0, 50, 50], [0, 100, 50, 50], [200, 0, 50, 50]], [("left cup", "-")])
+    equal = [[0.6, 0.8], [0.6000002, 0.79999985]]
+    for vectors in (equal, equal[::-1]):
+        encoder = Vectors({**dict(zip("01", vectors)), "2": [-1, 0]}, {"left cup": [1, 0], "cup": [1, 0]})
+        encoder.logit_scale = 100.0
+        for ties, accuracy in (("pessimistic", 0), ("optimistic", 1)):
+            assert by_hand(tmp_path, encoder, ties=ties, parser=parser)[0]["accuracy"] == accuracy
+    # A difference of 1e-5 is one.
+    for first, accuracy in ((0.60001, 1), (0.59999, 0)):
+        encoder = Vectors({"0": [first, np.sqrt(1 - first**2)], "1": [0.6, 0.8], "2": [-1, 0]}, encoder.texts)
+        for ties in ("pessimistic", "optimistic"):
+            assert by_hand(tmp_path, encoder, ties=ties, parser=parser)[0]["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic"])
+@pytest.mark.parametrize("parser", [False, True])
+def test_a_candidate_of_which_nothing_is_shown_is_never_the_answer(tmp_path, ties, parser):
+    write_one(tmp_path, ROW, [("left cup", "-")])
+    texts = {"left cup": [1, 0], "cup": [1, 0]}
+    regions = {"0": [-0.6, 0.8], "1": [0, 0], "2": [-0.8, 0.6]}
+    fields = {"ties": ties, "parser": parser}
+    # Of negative cosines its zero would be the greatest.
+    values, result = by_hand(tmp_path, Vectors(regions, texts), **fields)
+    assert values["accuracy"] == 1 and result.counts["regions of which the frame shows nothing"] == 1
+    assert result.items[0]["predicted_box"] == (0, 0, 50, 50)
+    # The object itself: not found, whatever the tie rule.
+    values, _ = by_hand(tmp_path, Vectors({**regions, "0": [0, 0], "1": [-1, 0]}, texts), **fields)
+    assert values["accuracy"] == 0
+    # One of two views shows it: its sum would be that of fewer cosines.
+    shown, hidden = {**regions, "1": [-0.7, 0.7]}, {**regions, "1": [0, 0]}
+    for views in ({"full": hidden, "blur": shown}, {"full": shown, "blur": hidden}):
+        values, result = by_hand(tmp_path, Vectors({}, texts, **views), **fields)
+        assert values["accuracy"] == 1 and result.counts["regions of which the frame shows nothing"] == 1
+    _, result = by_hand(tmp_path, Vectors({}, texts, full=hidden, blur=shown), views="blur+mask,full+mask", **fields)
+    assert result.counts["blur+mask: regions of which the frame shows nothing"] == 0
+    assert result.counts["full+mask: regions of which the frame shows nothing"] == 1
+    # None is shown: there is no answer.
+    values, result = by_hand(tmp_path, Vectors(dict.fromkeys("012", [0, 0]), texts), **fields)
+    assert values["accuracy"] == 0 and "predicted_box" not in result.items[0] and result.items[0]["score"] == 0
 
 
 def test_views_are_summed_or_figures_of_their_own(tmp_path):
@@ -593,6 +654,27 @@ def test_malformed_lines_are_named(tmp_path, change, message):
         read_reclip(path, "raw")
 
 
+def test_lines_of_one_photo_have_the_same_candidates_in_any_order(tmp_path):
+    anns = [{"id": 5, "bbox": [0, 0, 5, 5]}, {"id": 6, "bbox": [5, 5, 5, 5]}]
+    # A separator of lines that JSON may have within texts, and a byte order mark.
+    lines = [{"image_id": 1, "ann_id": 5, "anns": anns, "sentences": [{"raw": "red\u2028cup"}]}]
+    lines.append({**lines[0], "ann_id": 6, "anns": anns[::-1]})
+    path = tmp_path / "refcoco_val.jsonl"
+
+    def write():
+        path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8-sig")
+
+    write()
+    data = read_reclip(path, "raw")
+    assert [each.referred for each in data.expressions] == [(5,), (6,)]
+    assert [each.annotation_id for each in data.objects[1]] == [5, 6]
+    for other in (anns[1:], [anns[1], {"id": 5, "bbox": [0, 0, 5, 6]}], [*anns, {"id": 7, "bbox": [0, 0, 1, 1]}]):
+        lines[1]["anns"] = other
+        write()
+        with pytest.raises(ValueError, match="line 2: its 'anns' are others than those of an earlier line of image 1"):
+            read_reclip(path, "raw")
+
+
 def test_detections_are_a_dict_or_a_list(tmp_path):
     path = tmp_path / "dets.json"
     path.write_text(json.dumps({"7": [[1, 2, 3, 4], [0, 0, 5, 5]], "8": []}))
@@ -635,7 +717,8 @@ def test_presets_are_those_of_the_facts(benchmark):
 
 
 def test_the_official_preset_runs_and_multiplies_the_parse(folder, tmp_path):
-    tiny_sam2().save_pretrained(tmp_path / "sam2")
+    model = tiny_sam2()
+    model.save_pretrained(tmp_path / "sam2")
     fields = {"mask_model": str(tmp_path / "sam2"), "limit": 5, "bootstrap": 0}
     own = RefCoco(folder, RefCoco.presets["official-pixclip"].changed(fields))
     result = own.evaluate(quiet(told(own)))
@@ -644,3 +727,17 @@ def test_the_official_preset_runs_and_multiplies_the_parse(folder, tmp_path):
     )
     assert result.counts["sentences without a candidate"] == 0
     assert all("predicted_mask" in item or "predicted_box" in item for item in result.items)
+    # The result says which SAM, and not where it lies.
+    assert str(tmp_path) not in result.to_json()
+    assert result.protocol["mask_model"] == "sam2" and result.protocol["mask_model_sha256"] == weights_hash(model)
+
+
+def test_a_folder_of_the_machine_is_not_told(folder):
+    _, result = measured(RefCoco, folder, RandomEncoder(), mask_model="/home/me/models/sam", limit=2)
+    assert "/home/me" not in result.to_json() and result.protocol["mask_model"] == "sam"
+
+
+@pytest.mark.parametrize("iou", ["1", "1.5", "-0.5"])
+def test_an_overlap_that_nothing_can_exceed_is_refused(iou):
+    with pytest.raises(ValueError, match="iou is"):
+        protocol(iou=iou)

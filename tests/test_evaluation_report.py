@@ -51,6 +51,8 @@ def classified(main_figure="top-1", **fields):
         "versions": {"numpy": "2.0"},
         "items": items,
         "images": images,
+        "changed": {"limit": 6},
+        "data": {"annotations/instances.json": {"sha256": "0a1b", "bytes": 7}},
     }
     return BenchmarkResult(**{**content, **fields})
 
@@ -123,6 +125,9 @@ def test_the_page_holds_all_figures_protocols_and_versions(html):
         value,
         "0.200 to 0.800",
         '["roi", "full"]',
+        "default, limit=6",
+        "annotations/instances.json",
+        '"sha256": "0a1b"',
     ):
         assert told in text
     assert "32, 32" in text and "numpy" in text and str(len(result.items)) in text

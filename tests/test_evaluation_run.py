@@ -1,6 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Runs of several benchmarks: data are checked before the model works, files are whole and equal for equal runs."""
 
+import hashlib
 import json
 import os
 
@@ -20,6 +21,7 @@ from processing_pixclip.evaluation.evaluation_run import (
     run_benchmarks,
 )
 from processing_pixclip.evaluation.features import FeatureExtractor
+from processing_pixclip.evaluation.registry import BENCHMARKS
 
 
 NAMES = ["coco-regions", "flickr30k", "caption-pairs"]
@@ -150,6 +152,33 @@ def test_what_finished_before_an_error_is_kept(folders, tmp_path):
         measure(folders, tmp_path, BlindEncoder(), ["caption-pairs", "flickr30k"])
     assert read_results(tmp_path / "caption-pairs" / "results.json")[0].benchmark == "caption-pairs"
     assert not (tmp_path / "results.json").exists() and not list(tmp_path.rglob(".writing-*"))
+
+
+def test_every_benchmark_names_its_data_and_claims_no_more_than_it_read(tmp_path):
+    folders = write_layouts(tmp_path, BENCHMARKS)
+    benchmarks = make_benchmarks(list(BENCHMARKS), folders)
+    load_benchmarks(benchmarks)
+    for benchmark in benchmarks:
+        assert (benchmark.measured_dataset() == f"part of {benchmark.dataset}") == bool(benchmark.published), (
+            benchmark.name
+        )
+        found = benchmark.data_files()
+        assert found, benchmark.name
+        for name, facts in found.items():
+            path = folders[benchmark.name] / name
+            assert path.exists() and not any(file.suffix == ".jpg" for file in path.rglob("*"))
+            if path.is_file():
+                assert facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_what_the_protocol_leaves_out_of_an_image_is_there_and_a_limit_is_not(folders, monkeypatch):
+    file = folders["coco-regions"] / "annotations" / "instances_val2017.json"
+    count = len(json.loads(file.read_text())["annotations"])
+    monkeypatch.setattr(CocoRegions, "published", {"COCO val2017": {"regions": count}})
+    for settings in ({}, {"crowd": "include"}, {"min_area": 2000}, {"regions": "boxes"}, {"limit": 3}):
+        (benchmark,) = made = make_benchmarks(["coco-regions"], folders, settings=settings)
+        load_benchmarks(made)
+        assert benchmark.measured_dataset() == ("part of COCO val2017" if "limit" in settings else "COCO val2017")
 
 
 def test_settings_go_to_the_benchmarks_that_have_them():

@@ -71,6 +71,15 @@ def test_a_run_prints_protocol_and_table_and_writes_all(workspace, finished):
         for field in protocol_fields(benchmark):
             assert re.search(rf"^{field} = ", told, re.M)
     assert "limit = 3\n" in told and "presets" not in finished.stderr
+    for part in (
+        "== coco-regions: part of COCO val2017\nprotocol default, limit=3, bootstrap=20\n",
+        "a photo of a {}.",
+    ):
+        assert part in told
+    for result in results:
+        assert result.protocol["tie_rule"] in told and result.changed == {"limit": 3, "bootstrap": 20}
+        for path, facts in result.data.items():
+            assert f"file {path}: {json.dumps(facts)}" in told
     table = [line for line in told.splitlines() if line.startswith("| coco-regions")]
     assert len(table) == len(results[0].figures)
     assert f"{results[0].figures['top-1'].value:.3f}" in table[0]
@@ -228,7 +237,7 @@ def test_launchers_start_it_and_two_processes_write_the_same_once(workspace, fin
         folder = workspace / f"out-{processes}"
         run = run_script(*arguments_for(workspace, out=folder.name), launcher=launcher)
         assert run.returncode == 0, run.stderr
-        assert run.stdout.count("| coco-regions | custom   | top-1 ") == 1
+        assert run.stdout.count("| coco-regions | default, limit=3, bootstrap=20 | top-1 ") == 1
         for name in ("results.json", "report.html", "flickr30k/items.jsonl"):
             assert (folder / name).read_bytes() == (workspace / "out" / name).read_bytes()
         assert json.loads((folder / "run_info.json").read_text())["processes"] == processes

@@ -26,7 +26,7 @@ def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     boxes, others = _checked(boxes, "boxes"), _checked(others, "others")
     corner = np.maximum(boxes[:, None, :2], others[None, :, :2])
     size = np.minimum(boxes[:, None, 2:], others[None, :, 2:]) - corner
-    return _share(np.clip(size, 0, None).prod(axis=2), _areas(boxes)[:, None] + _areas(others)[None])
+    return _share(np.clip(size, 0, None).prod(axis=2), box_areas(boxes)[:, None] + box_areas(others)[None])
 
 
 def paired_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def paired_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     if len(boxes) != len(others):
         raise ValueError(f"there are {len(boxes)} boxes and {len(others)} others; accepted is one other a box.")
     size = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    return _share(np.clip(size, 0, None).prod(axis=1), _areas(boxes) + _areas(others))
+    return _share(np.clip(size, 0, None).prod(axis=1), box_areas(boxes) + box_areas(others))
 
 
 def _share(shared: np.ndarray, both: np.ndarray) -> np.ndarray:
@@ -74,5 +74,11 @@ def _checked(boxes: np.ndarray, name: str) -> np.ndarray:
     return boxes
 
 
-def _areas(boxes: np.ndarray) -> np.ndarray:
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """Areas (N,) of boxes (N, 4), xyxy.
+
+    Example:
+        >>> box_areas(np.array([[0, 0, 10, 5]]))
+        array([50])
+    """
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

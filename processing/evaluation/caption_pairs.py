@@ -18,6 +18,7 @@ from .benchmark import Benchmark, SourceFile
 from .features import FeatureExtractor
 from .image_text_retrieval import RankingProtocol, retrieval_figures
 from .results import BenchmarkResult
+from .retrieval_files import read_lines, read_text
 from .retrieval_ranks import TIE_TOLERANCE
 from .scores import unit
 
@@ -90,7 +91,7 @@ def _captions_in(path: Path) -> Iterator[tuple[str, Any, Any]]:
     """Where a caption stands, its image and itself. Training files may list no images, so COCO's reader does not fit."""
     if path.suffix == ".json":
         try:
-            annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+            annotations = json.loads(read_text(path))["annotations"]
             rows = [(row["image_id"], row["caption"]) for row in annotations]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
@@ -100,23 +101,20 @@ def _captions_in(path: Path) -> Iterator[tuple[str, Any, Any]]:
         for position, (image_id, caption) in enumerate(rows):
             yield f"annotations[{position}]", image_id, caption
         return
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                image_id = record["image_id"] if "image_id" in record else record["group"]
-                captions = record["captions"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: {type(error).__name__}: {error}; accepted is a JSON object with 'captions', "
-                    "a list of texts, and 'image_id' or 'group'."
-                ) from error
-            if not isinstance(captions, list):
-                raise ValueError(f"{path}, line {number}: captions are {captions!r}; accepted is a list of texts.")
-            for caption in captions:
-                yield f"line {number}", image_id, caption
+    for number, line in read_lines(path):
+        try:
+            record = json.loads(line)
+            image_id = record["image_id"] if "image_id" in record else record["group"]
+            captions = record["captions"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: {type(error).__name__}: {error}; accepted is a JSON object with 'captions', "
+                "a list of texts, and 'image_id' or 'group'."
+            ) from error
+        if not isinstance(captions, list):
+            raise ValueError(f"{path}, line {number}: captions are {captions!r}; accepted is a list of texts.")
+        for caption in captions:
+            yield f"line {number}", image_id, caption
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +234,9 @@ class CaptionPairs(Benchmark):
     task: ClassVar[str] = "text-retrieval"
     dataset: ClassVar[str] = "COCO captions"
     main_figure: ClassVar[str] = "caption to caption R@1"
+    published: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        "annotations/captions_val2017.json": {"images": 5_000, "captions": 25_014}
+    }
     presets: ClassVar[Mapping[str, CaptionPairsProtocol]] = {"default": CaptionPairsProtocol()}
     layout: ClassVar[tuple[SourceFile, ...]] = (
         SourceFile(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -46,21 +46,35 @@ def readable_name(name: str, words: str = "spaces") -> str:
     return name.replace(old, new).strip()
 
 
-def class_texts(name: str, templates: Sequence[str], article: str = "as-written") -> list[str]:
+def template_texts(name: str) -> list[str] | str:
+    """A set of templates as a result tells of it: its texts, or, of a long one, how many there are and their SHA-256.
+
+    Args:
+        name: In `TEMPLATES`.
+
+    Example:
+        >>> template_texts("single")
+        ['a photo of a {}.']
+        >>> template_texts("imagenet-80")[:12]
+        '80 templates'
+    """
+    texts = TEMPLATES[name]
+    if len(texts) <= 10:
+        return list(texts)
+    return f"{len(texts)} templates, SHA-256 of their lines {hashlib.sha256(chr(10).join(texts).encode()).hexdigest()}"
+
+
+def class_texts(name: str, templates: Sequence[str]) -> list[str]:
     """The prompts of one class.
 
     Args:
         name: Of the class.
-        templates: Each with one "{}".
-        article: "as-written": the template's "a" stays before a vowel, as in CLIP's and all papers' evaluations; or
-            "a-or-an": it becomes "an" where the name begins with a vowel letter.
+        templates: Each with one "{}". An "a" stays before a vowel, as in CLIP's and all papers' evaluations.
 
     Example:
-        >>> class_texts("apple", ["a photo of a {}."], article="a-or-an")
-        ['a photo of an apple.']
+        >>> class_texts("apple", ["a photo of a {}."])
+        ['a photo of a apple.']
     """
-    if article == "a-or-an" and name[:1].lower() in tuple("aeiou"):
-        templates = [re.sub(r"\ba \{\}", "an {}", template) for template in templates]
     # Not str.format: a name may hold braces.
     return [template.replace("{}", name) for template in templates]
 
@@ -70,7 +84,6 @@ def class_embeddings(
     names: Sequence[str],
     templates: str | Sequence[str] = "single",
     kind: str = "region",
-    article: str = "as-written",
 ) -> np.ndarray:
     """One vector a class: the normalised mean of the normalised vectors of its prompts, as CLIP does.
 
@@ -79,7 +92,6 @@ def class_embeddings(
         names: Of the C classes, as they stand in the prompts.
         templates: A name in `TEMPLATES`, or templates, each with one "{}".
         kind: Of the prompts, one of `encoders.TEXT_KINDS`.
-        article: See `class_texts`.
 
     Returns:
         Array (C, D), float32, of length 1 each.
@@ -105,6 +117,6 @@ def class_embeddings(
         )
     if not names:
         raise ValueError("names is empty; accepted is one class or more.")
-    texts = [text for name in names for text in class_texts(name, templates, article)]
+    texts = [text for name in names for text in class_texts(name, templates)]
     vectors = unit(features.texts(texts, kind))
     return unit(vectors.reshape(len(names), len(templates), -1).mean(axis=1))

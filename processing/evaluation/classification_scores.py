@@ -9,6 +9,27 @@ from typing import Literal
 import numpy as np
 
 
+# Units in the last place.
+_TIE_UNITS = 16
+
+
+def tie_rule(
+    ties: Literal["pessimistic", "optimistic"],
+    equal: str = f"scores of a row are equal that differ by at most {_TIE_UNITS} units in the last place of its greatest",
+) -> str:
+    """A tie rule in words, for results.
+
+    Args:
+        ties: Of the protocol.
+        equal: Which scores are equal; by default those of `target_ranks`.
+
+    Example:
+        >>> tie_rule("optimistic", "scores are equal that are the same")
+        'scores are equal that are the same; a wrong one that equals the right one ranks after it'
+    """
+    return f"{equal}; a wrong one that equals the right one ranks {'before' if ties == 'pessimistic' else 'after'} it"
+
+
 def target_ranks(
     scores: np.ndarray, targets: np.ndarray, ties: Literal["pessimistic", "optimistic"] = "pessimistic"
 ) -> np.ndarray:
@@ -16,7 +37,9 @@ def target_ranks(
 
     Two scores of a row tie where they differ by at most 16 units in the last place of the row's greatest score:
     `16 * eps * max(abs(row))`, where `eps` is that of the dtype, 1.2e-7 for float32. Products of equal vectors can differ
-    by some units, since their last bits depend on the place in the matrix. Whole numbers tie where they are equal.
+    by some units, since their last bits depend on the place in the matrix. So one score that is far greater than the others
+    makes small ones tie: give cosines or logits, not their exponentials. float16, whose units are a thousandth, is taken as
+    float32. Whole numbers tie where they are equal.
 
     Args:
         scores: (N, C); minus infinity stands for no candidate (rows with fewer).
@@ -36,6 +59,8 @@ def target_ranks(
         (array([2, 2]), array([2, 1]))
     """
     scores, targets = np.asarray(scores), np.asarray(targets)
+    if scores.dtype == np.float16:
+        scores = scores.astype(np.float32)
     if ties not in ("pessimistic", "optimistic"):
         raise ValueError(f"ties is {ties!r}; accepted is 'pessimistic' or 'optimistic'.")
     if scores.ndim != 2 or targets.shape != scores.shape[:1] or not np.issubdtype(targets.dtype, np.integer):
@@ -58,7 +83,7 @@ def target_ranks(
         )
     if np.issubdtype(scores.dtype, np.floating):
         greatest = np.where(np.isfinite(scores), np.abs(scores), 0).max(axis=1, keepdims=True)
-        tolerance = 16 * np.finfo(scores.dtype).eps * greatest
+        tolerance = _TIE_UNITS * np.finfo(scores.dtype).eps * greatest
     else:
         tolerance = 0
     before = scores >= right - tolerance if ties == "pessimistic" else scores > right + tolerance
@@ -74,6 +99,9 @@ def accuracy_at(ranks: np.ndarray, k: int, groups: np.ndarray | None = None) -> 
         k: How many classes count.
         groups: (N,), class of each row: the mean is then over the means of the classes that occur.
 
+    Raises:
+        ValueError: If there are no ranks, or groups are not as many.
+
     Example:
         >>> ranks = np.array([1, 1, 3, 2])
         >>> accuracy_at(ranks, 1), accuracy_at(ranks, 1, groups=np.array([7, 7, 7, 9]))
@@ -84,6 +112,8 @@ def accuracy_at(ranks: np.ndarray, k: int, groups: np.ndarray | None = None) -> 
         raise ValueError("there are no ranks to take an accuracy of.")
     if groups is None:
         return float(right.mean())
+    if np.shape(groups) != right.shape:
+        raise ValueError(f"groups have shape {np.shape(groups)}; accepted is {right.shape}, one for each rank.")
     _, places = np.unique(groups, return_inverse=True)
     return float((np.bincount(places, weights=right) / np.bincount(places)).mean())
 
@@ -97,11 +127,16 @@ def pad_scores(rows: Sequence[Sequence[float]]) -> np.ndarray:
     Returns:
         (N, longest), float32.
 
+    Raises:
+        ValueError: If there are no rows.
+
     Example:
         >>> pad_scores([[0.5, 0.25], [1.0]])
         array([[0.5 , 0.25],
                [1.  , -inf]], dtype=float32)
     """
+    if not len(rows):
+        raise ValueError("there are no rows of scores; accepted is one or more.")
     padded = np.full((len(rows), max(map(len, rows))), -np.inf, dtype=np.float32)
     for place, row in enumerate(rows):
         padded[place, : len(row)] = row

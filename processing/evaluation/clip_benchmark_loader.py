@@ -34,6 +34,10 @@ def load_pixclip(
         The model, with `encode_image(images)` and `encode_text(tokens)`; a transform of one picture into the tensor that
         loaders stack; and a tokenizer of a list of texts into one tensor.
 
+    Raises:
+        ValueError: If the model has no images, or its processor gives pictures of different sizes different tensors
+            (SigLIP 2 NaFlex); and what `open_encoder` raises.
+
     Example:
         >>> import inspect
         >>> list(inspect.signature(load_pixclip).parameters)
@@ -89,6 +93,9 @@ class PixelTransform:
     Args:
         image_processor: Of the model; it must give pictures of all sizes tensors of one shape.
 
+    Raises:
+        ValueError: If it does not.
+
     Example:
         >>> from processing_pixclip import PixCLIPImageProcessor
         >>> transform = PixelTransform(PixCLIPImageProcessor(size=32))
@@ -98,6 +105,12 @@ class PixelTransform:
 
     def __init__(self, image_processor: Any):
         self.image_processor = image_processor
+        shapes = {tuple(self(Image.new("RGB", size)).shape) for size in ((64, 48), (48, 64))}
+        if len(shapes) > 1 or len(next(iter(shapes))) != 3:
+            raise ValueError(
+                f"{type(image_processor).__name__} makes tensors of shape {' and '.join(map(str, sorted(shapes)))} of pictures; "
+                "CLIP_benchmark needs (3, height, width), the same for all. Take a model of one fixed size of image."
+            )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Pixels (3, height, width), float32."""
@@ -105,7 +118,9 @@ class PixelTransform:
 
 
 class ClipBenchmarkModel(nn.Module):
-    """An encoder with the methods that CLIP_benchmark calls; vectors are not normalised, it does that.
+    """An encoder with the methods that CLIP_benchmark calls; vectors are float32 and not normalised, it does that.
+
+    The model is evaluated in eval mode. Texts that are too long for it are cut, and a warning tells how many of a batch.
 
     Args:
         encoder: Of models with images and texts.
@@ -117,6 +132,8 @@ class ClipBenchmarkModel(nn.Module):
     Example:
         >>> class Lengths:
         ...     views, model = ("full",), nn.Identity()
+        ...     def text_lengths(self, texts, kind):
+        ...         return [len(text) for text in texts]
         ...     def encode_texts(self, texts, kind):
         ...         return torch.tensor([[len(text), 1.0] for text in texts]).numpy()
         >>> ClipBenchmarkModel(Lengths()).encode_text(TextPacker()(["cat", "mouse"]))
@@ -135,16 +152,22 @@ class ClipBenchmarkModel(nn.Module):
         self.model = encoder.model
         self.packer = TextPacker()
 
-    @torch.no_grad()
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Vectors (B, D) of pixels (B, 3, height, width) as `PixelTransform` makes them."""
-        tower = next(self.model.vision_model.parameters())
-        outputs = self.model.get_image_features(pixel_values=images.to(tower.device, tower.dtype))
-        # A tensor in some models and releases, an output with the projected vector as pooler_output in others.
-        return outputs if isinstance(outputs, torch.Tensor) else outputs.pooler_output
+        from modeling_pixclip.encoding import evaluating
 
-    @torch.no_grad()
+        tower = next(self.model.vision_model.parameters())
+        with evaluating(self.model):
+            outputs = self.model.get_image_features(pixel_values=images.to(tower.device, tower.dtype))
+        # A tensor in some models and releases, an output with the projected vector as pooler_output in others.
+        vectors = outputs if isinstance(outputs, torch.Tensor) else outputs.pooler_output
+        # As those of texts: under autocast or in half precision CLIP_benchmark multiplies the two as they are.
+        return vectors.float()
+
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Vectors (T, D) of texts as `TextPacker` packs them, on the device of the tensor."""
-        vectors = self.encoder.encode_texts(self.packer.unpack(tokens), self.text_kind)
+        texts = self.packer.unpack(tokens)
+        # Tells which are cut.
+        self.encoder.text_lengths(texts, self.text_kind)
+        vectors = self.encoder.encode_texts(texts, self.text_kind)
         return torch.from_numpy(vectors).to(tokens.device)

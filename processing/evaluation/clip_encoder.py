@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,20 +17,20 @@ from ..image_processing_pixclip import PixCLIPImageProcessor
 from .encoders import TEXT_KINDS
 from .items import EvaluationRegion
 from .model_identity import describe_model, model_fingerprint, plain_number, weights_hash
-from .region_views import VIEWS, RegionPictures, check_view, region_box, region_mask
-from .text_encoder import lengths_when_cut
+from .region_views import VIEWS, RegionPictures, check_view, prepare_regions, view_rules
+from .text_encoder import described_limit, lengths_when_cut, token_limit
 
 
 # Tokens that texts were padded to in training, by model type. SigLIP sees its padding, without an attention mask, and
 # pools the last place (google-research/big_vision); ALIGN's processor pads so.
 _PADDED_TO = {"siglip": 64, "siglip2": 64, "align": 64}
 _SEES_PADDING = ("siglip", "siglip2")
-# Text towers whose table of positions starts behind the padding token (RoBERTa's rule).
-_SHIFTED_POSITIONS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
 
 
 class ClipEncoder:
-    """Vectors of any Transformers model with `get_image_features` and `get_text_features`.
+    """Vectors of a Transformers model whose `get_image_features` and `get_text_features` give one vector an input.
+
+    Models that give one for each patch or token there (FLAVA) are refused.
 
     A region is a picture that is made for it (`RegionPictures`), which the model's own processor prepares. Models of
     CLIP's layout (a ViT with `post_layernorm`, and a linear `visual_projection`) also have the views "mask-pooled" and
@@ -99,13 +98,10 @@ class ClipEncoder:
             "probabilities; take a protocol that compares cosines."
         )
 
-    @cached_property
-    def _weights(self) -> str:
-        return weights_hash(self.model)
-
     def fingerprint(self) -> str:
-        """See `Encoder`. Weights are hashed once: make a new encoder of a model that was trained on."""
-        return model_fingerprint(self.model, self.processor, self._weights, padded_to=self._padded_to)
+        """See `Encoder`. Weights are hashed each time, about a second a GB."""
+        more = {"padded_to": self._padded_to, "views": view_rules()}
+        return model_fingerprint(self.model, self.processor, weights_hash(self.model), **more)
 
     def describe(self) -> dict[str, Any]:
         options, vision = self.processor.image_processor, getattr(self.model.config, "vision_config", None)
@@ -113,7 +109,7 @@ class ClipEncoder:
         image = {name: getattr(options, name, None) for name in wanted}
         pooled = {"pooled_views": f"whole image squashed to {self._image_size} pixels"} if self._is_clip() else {}
         return {
-            **describe_model(self.model, self.name, self._weights),
+            **describe_model(self.model, self.name, weights_hash(self.model)),
             "image_size": _plain_size(image["crop_size"] if image["do_center_crop"] else image["size"]),
             "patch_size": plain_number(getattr(vision, "patch_size", None)),
             "resize_mode": _resize_mode(options),
@@ -121,7 +117,7 @@ class ClipEncoder:
             "image_mean": plain_number(image["image_mean"]),
             "image_std": plain_number(image["image_std"]),
             "text_template": "{text}",
-            "text_max_length": self._max_length,
+            "text_max_length": described_limit(self._max_length),
             "text_padding": "longest" if self._padded_to is None else f"to {self._padded_to}",
             "tokenizer": type(self.processor.tokenizer).__name__,
             "pooling": "the model's own",
@@ -140,15 +136,8 @@ class ClipEncoder:
     @property
     def _max_length(self) -> int:
         """Tokens at which a text is cut: what both tokenizer and table of positions take."""
-        text = getattr(self.model.config, "text_config", None)
-        limits = [self.processor.tokenizer.model_max_length]
-        positions = getattr(text, "max_position_embeddings", None)
-        if positions is not None:
-            shifted = text.model_type in _SHIFTED_POSITIONS
-            limits.append(positions - (text.pad_token_id + 1 if shifted else 0))
-        if self.model.config.model_type in _PADDED_TO:
-            limits.append(_PADDED_TO[self.model.config.model_type])
-        return int(min(limits))
+        limit = token_limit(self.model, self.processor.tokenizer)
+        return min(limit, _PADDED_TO.get(self.model.config.model_type, limit))
 
     def text_lengths(self, texts: Sequence[str], kind: str) -> list[int]:
         lengths = lengths_when_cut(self.processor.tokenizer, texts, self._max_length)
@@ -175,41 +164,50 @@ class ClipEncoder:
     ) -> np.ndarray:
         """See `Encoder`."""
         check_view(view, self.views, type(self.model).__name__)
-        if view == "full":
-            return np.repeat(self.encode_images(images), [len(group) for group in regions], axis=0)
+        counts = [len(group) for group in regions]
+        if view == "full" or not sum(counts):
+            return np.repeat(self.encode_images(images), counts, axis=0)
         if VIEWS[view].pooling is not None:
             return self._encode_pooled(images, regions, VIEWS[view].pooling)
         mean = getattr(self.processor.image_processor, "image_mean", None) or 0.5
         colour = tuple(int(round(value)) for value in np.broadcast_to(np.asarray(mean) * 255, 3))
-        pictures: list[Image.Image] = []
+        prepared: list[dict[str, torch.Tensor]] = []
         vectors: list[np.ndarray] = []
+
+        def flush() -> None:
+            inputs = {name: torch.cat([tensors[name] for tensors in prepared]) for name in prepared[0]}
+            vectors.append(self._run(self.model.get_image_features, inputs))
+            prepared.clear()
+
         for image, group in zip(images, regions, strict=True):
             maker = RegionPictures(image, colour)
             for region in group:
-                pictures.append(maker.render(region, view)[0])
-                if len(pictures) == self.region_batch_size:
-                    vectors.append(self.encode_images(pictures))
-                    pictures.clear()
-        if pictures:
-            vectors.append(self.encode_images(pictures))
+                # One at a time: of large photos only the small tensors are kept.
+                picture = maker.render(region, view)[0]
+                inputs = self.processor.image_processor(images=[picture], return_tensors="pt")
+                prepared.append({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
+                if len(prepared) == self.region_batch_size:
+                    flush()
+        if prepared:
+            flush()
         return np.concatenate(vectors)
 
     def _encode_pooled(self, images: Sequence, regions: Sequence[Sequence[EvaluationRegion]], pooling: str):
         from modeling_pixclip.region_pooling import mask_pool, roi_align, soft_masks
 
         options = self.processor.image_processor
+        normalised = getattr(options, "do_normalize", True)
         squash = PixCLIPImageProcessor(
             size=self._image_size,
             resize_mode="squash",
-            image_mean=plain_number(options.image_mean),
-            image_std=plain_number(options.image_std),
+            do_rescale=getattr(options, "do_rescale", True),
+            rescale_factor=getattr(options, "rescale_factor", 1 / 255),
+            # Without them nothing is normalised but the masks.
+            image_mean=plain_number(options.image_mean) if normalised else [0.0] * 3,
+            image_std=plain_number(options.image_std) if normalised else [1.0] * 3,
             resample=options.resample,
         )
-        masks, boxes = [], []
-        for image, group in zip(images, regions, strict=True):
-            masks.append([region_mask(region, image.height, image.width) for region in group])
-            boxes.append([region_box(region, image.height, image.width) for region in group])
-        inputs = squash(list(images), masks=masks, boxes=boxes, return_tensors="pt")
+        inputs = prepare_regions(squash, images, regions)
         device, index = self.model.device, inputs["region_image_index"]
 
         def pooled(pixel_values: torch.Tensor) -> torch.Tensor:

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from ..coco_annotations import CocoAnnotations, CocoPhoto, CocoRegion
 from ..region_records import check_relative_path
 from ..regions import mask_runs
 from .benchmark import SourceFile
-from .items import EvaluationImage, EvaluationRegion
+from .items import EvaluationImage, EvaluationRegion, box_corners, place
 from .region_classification import RegionClassification, RegionClassificationProtocol
 
 
@@ -68,6 +67,8 @@ class CocoRegions(RegionClassification):
     name = "coco-regions"
     summary = "class of a COCO region, mask or box, out of 80 names: top-1, top-5, over all and mean per class"
     dataset = "COCO"
+    # All annotations; 446 of val2017 are crowds.
+    published = {"COCO val2017": {"regions": 36_781}, "COCO train2017": {"regions": 860_001}}
     presets = {protocol.name: protocol for protocol in (_DEFAULT, _OFFICIAL_PIXCLIP, _OFFICIAL_FGCLIP, _FOUR_VIEWS)}
     layout = (
         SourceFile(
@@ -87,7 +88,7 @@ class CocoRegions(RegionClassification):
         names = list(dict.fromkeys(annotations.categories.values()))
         targets = {name: place for place, name in enumerate(names)}
         found: list[tuple[EvaluationRegion, int]] = []
-        folders: dict[str, str] = {}
+        folders: dict[str, Path] = {}
         images = 0
         if annotations.errors:
             left_out["entries left out, malformed"] = len(annotations.errors)
@@ -111,21 +112,21 @@ class CocoRegions(RegionClassification):
         """Path of a photo in the layout."""
         return f"{self.protocol.split}/{photo.file_name}"
 
-    def _image(self, photo: CocoPhoto, folders: dict[str, str]) -> EvaluationImage:
+    def _image(self, photo: CocoPhoto, folders: dict[str, Path]) -> EvaluationImage:
         key = self.photo_path(photo)
         check_relative_path(key, f"{photo.where}: key 'file_name'", "the data folder")
         folder, _, name = key.rpartition("/")
         # Asked once a folder, not once a photo.
         if folder not in folders:
-            folders[folder] = self.place(folder)
-        return EvaluationImage(key, self.data_dir / folders[folder] / name)
+            folders[folder] = place(self.data_dir, folder, self.folders)
+        return EvaluationImage(key, folders[folder] / name)
 
     def _region(
         self, photo: CocoPhoto, region: CocoRegion, image: EvaluationImage, key: str, left_out: Counter[str]
     ) -> EvaluationRegion | None:
         """The region that an annotation is by the protocol, or `None`, counted."""
         protocol = self.protocol
-        box = _corners(region.bbox, photo.width, photo.height)
+        box = box_corners(region.bbox, photo.width, photo.height)
         mask, reason = region.mask, region.left_out
         area: float = region.area
         if region.category is None:
@@ -154,26 +155,14 @@ def _crowd_area(mask: Any, photo: CocoPhoto) -> tuple[int, str | None]:
     return area, None if area else "empty"
 
 
-def _corners(box: Any, width: int, height: int) -> tuple[float, float, float, float] | None:
-    """xyxy of COCO's x, y, width, height, cut at the photo; `None` where there is none of any area."""
-    try:
-        x, y, across, down = (float(value) for value in box)
-    except (TypeError, ValueError):
-        return None
-    corners = np.clip([x, y, x + across, y + down], 0, [width, height, width, height])
-    # A NaN fails both.
-    if not (corners[2] - corners[0] > 0 and corners[3] - corners[1] > 0):
-        return None
-    return tuple(corners.tolist())
-
-
 class LvisRegions(CocoRegions):
     """Classification of LVIS v1's instances by its 1,203 names.
 
     Names are those of the file's key "name", with spaces for underscores (protocol field `class_names`). Source: FG-CLIP,
     which gives top-1 over all boxes. PixCLIP has no runner for LVIS, hence no such preset. `split` is "val" or "train". The
     photos of LVIS's val come from COCO's train2017 and val2017; the folder of each is in its `coco_url`. Folders lie below
-    the data folder or below its `images/`.
+    the data folder, its `images/`, its `coco/` or `coco/images/`; the file may also lie in `annotations/`, `lvis/` or
+    `lvis/annotations/`.
 
     Example:
         >>> LvisRegions.presets["official-fgclip"].split
@@ -183,18 +172,20 @@ class LvisRegions(CocoRegions):
     name = "lvis-regions"
     summary = "class of an LVIS region, mask or box, out of 1,203 names: top-1, top-5, over all and mean per class"
     dataset = "LVIS v1"
+    published = {"LVIS v1 val": {"regions": 244_707}, "LVIS v1 train": {"regions": 1_270_141}}
+    folders = ("", "images", "annotations", "lvis", "lvis/annotations", "coco", "coco/images")
     presets = {protocol.name: replace(protocol, split="val") for protocol in (_DEFAULT, _OFFICIAL_FGCLIP, _FOUR_VIEWS)}
     layout = (
         SourceFile(
             "lvis_v1_{split}.json",
-            "LVIS's instances",
+            "LVIS's instances; annotations/, lvis/ and lvis/annotations/ are accepted too",
             "It is in lvis_v1_val.json.zip and lvis_v1_train.json.zip of https://www.lvisdataset.org/dataset.",
         ),
         # Which folders are needed depends on the photos that the file lists.
         *(
             SourceFile(
                 folder,
-                f"folder of the photos; images/{folder} is accepted too",
+                f"folder of the photos; images/{folder}, coco/{folder} and coco/images/{folder} are accepted too",
                 f"They are in {folder}.zip of https://cocodataset.org/#download.",
                 optional=True,
             )

@@ -23,6 +23,31 @@ class Encoder(Protocol):
     Attributes:
         views: Ways of showing a region that the model supports, names of `region_views.VIEWS`.
         logit_scale: Factor of cosines in the model's own logits, where a protocol needs probabilities.
+
+    Example:
+        What a benchmark of images needs of a model of your own; the other methods may raise.
+
+        >>> from processing_pixclip.evaluation import FeatureExtractor
+        >>> class Lengths:
+        ...     views, logit_scale = (), 1.0
+        ...
+        ...     def fingerprint(self):
+        ...         return "lengths-1"
+        ...
+        ...     def describe(self):
+        ...         return {"name": "lengths"}
+        ...
+        ...     def text_lengths(self, texts, kind):
+        ...         return [len(text) for text in texts]
+        ...
+        ...     def encode_texts(self, texts, kind):
+        ...         return np.array([[len(text), 1] for text in texts], dtype=np.float32)
+        ...
+        ...     def encode_images(self, images):
+        ...         return np.array([image.size for image in images], dtype=np.float32)
+        >>> FeatureExtractor(Lengths(), progress=False).texts(["a dog", "a"], kind="caption")
+        array([[5., 1.],
+               [1., 1.]], dtype=float32)
     """
 
     views: tuple[str, ...]

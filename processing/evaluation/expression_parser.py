@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .boxes import box_areas
+
 
 @dataclass(frozen=True, slots=True)
 class ReferringPhrase:
@@ -39,10 +41,6 @@ def _centres(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
 
 
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
 def _less(values: np.ndarray) -> np.ndarray:
     return (values[:, None] < values[None, :]).astype(np.float64)
 
@@ -64,7 +62,7 @@ def _below(boxes: np.ndarray, width: float) -> np.ndarray:
 
 
 def _smaller(boxes: np.ndarray, width: float) -> np.ndarray:
-    return _less(_areas(boxes))
+    return _less(box_areas(boxes))
 
 
 def _bigger(boxes: np.ndarray, width: float) -> np.ndarray:
@@ -78,7 +76,7 @@ def _middle(boxes: np.ndarray, width: float) -> np.ndarray:
 def _within(boxes: np.ndarray, width: float) -> np.ndarray:
     corner = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
     sides = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - corner
-    return np.prod(np.maximum(sides, 0), axis=-1) / _areas(boxes)[:, None]
+    return np.prod(np.maximum(sides, 0), axis=-1) / box_areas(boxes)[:, None]
 
 
 _Geometry = Callable[[np.ndarray, float], np.ndarray]
@@ -112,7 +110,8 @@ POSITIONS: dict[str, _Geometry] = {
 # Words for the picture itself and for parts of it: "left of the picture" is a place, no relation to a thing.
 _PICTURE = r"(?:image|picture|photo|photograph|pic|frame|scene|shot|screen)"
 _OF_PICTURE = rf"(?: (?:of|in|on) (?:the |this )?{_PICTURE}\b)"
-_PART = r"(?:side|half|part|section|region|portion|end|edge|corner|hand side|most)"
+_HAND = r"hand (?:side|half|end|edge|corner)\b"
+_PART = rf"(?:side|half|part|section|region|portion|end|edge|corner|most|{_HAND})"
 _VIEWER = r"(?:camera|us|me|you|viewer|photographer|front)"
 _OF_ALL = r"(?: of (?:the |them )?(?:two|three|four|five|all|bunch|group|pair)\b)?"
 _BODY = (
@@ -136,7 +135,16 @@ _PATTERNS: tuple[tuple[str, str, str], ...] = (
         rf"{_AT}(?:first|second|third|fourth|fifth|sixth|1st|2nd|3rd|[4-9]th|one|two|three|four|next) (?:[a-z]+ ){{0,2}}?"
         r"(?:from|to|on) (?:the )?(?:far )?(?:left|right|top|bottom|front|back)",
     ),
-    (_SKIP, "", rf"{_AT}(?:left|right) (?!hand side){_BODY}"),
+    *(
+        # "right hand man", but "right hand holding a cup".
+        (
+            _POSITION,
+            side,
+            rf"(?:{_ADJECTIVE}){side} (?!{_HAND})hand{_NOUN_NEXT}(?! (?:up|down|out|raised|[a-z]+ing)\b)",
+        )
+        for side in ("left", "right")
+    ),
+    (_SKIP, "", rf"{_AT}(?:left|right) (?!{_HAND}){_BODY}"),
     (_SKIP, "", r"left (?:over|behind|alone|open)|leftovers?|all right"),
     (
         _SKIP,
@@ -149,7 +157,7 @@ _PATTERNS: tuple[tuple[str, str, str], ...] = (
     (
         _SKIP,
         "",
-        rf"{_AT}(?:bottom|top|back|front|left|right) (?:half|part|section|portion|end|edge) of(?! (?:the )?{_PICTURE}\b)",
+        rf"{_AT}(?:bottom|top|back|front|left|right) (?:hand )?(?:half|part|section|portion|end|edge) of(?! (?:the )?{_PICTURE}\b)",
     ),
     # Sizes, and distances from the camera, which ReCLIP takes for sizes.
     (_POSITION, "left", r"(?:to )?(?:the )?(?:furthest|farthest) (?:to )?(?:the )?left"),
@@ -172,7 +180,7 @@ _PATTERNS: tuple[tuple[str, str, str], ...] = (
         rule
         for side, names in (("left", "left|west|western"), ("right", "right|east|eastern"))
         for rule in (
-            (_POSITION, side, rf"(?:{side}most|{side} most|most {side})(?: {_PART})?{_OF_PICTURE}?"),
+            (_POSITION, side, rf"(?:{side}most|{side} most|most {side})(?: {_PART})?(?:{_OF_PICTURE}|{_OF_ALL})"),
             (_POSITION, side, rf"{_AT}(?:far |very |extreme |our )?(?:{names})(?: {_PART})?{_OF_PICTURE}"),
             (
                 _RELATION,
@@ -193,10 +201,18 @@ _PATTERNS: tuple[tuple[str, str, str], ...] = (
     (_RELATION, "in front of", rf"in (?:the )?front of(?! (?:the )?{_VIEWER}\b)"),
     (_RELATION, "below", r"(?:directly |just )?(?:below|underneath|under|beneath)|south of"),
     (_RELATION, "inside", r"inside of|inside|within|contained in"),
-    (_POSITION, "top", rf"topmost|top most|uppermost|highest|upper|{_AT}(?:very )?top(?= left| right)|^top$"),
+    (
+        _POSITION,
+        "top",
+        rf"(?:topmost|top most|uppermost|highest){_OF_ALL}|upper|{_AT}(?:very )?top(?= left| right)|^top$",
+    ),
     (_POSITION, "top", rf"(?:on|at|in|to) (?:the )?(?:very )?top(?: {_PART})?(?:{_OF_PICTURE}|(?! of))"),
     (_POSITION, "top", rf"top(?: {_PART})?{_OF_PICTURE}|(?:{_ADJECTIVE})top{_NOUN_NEXT}"),
-    (_POSITION, "bottom", rf"bottommost|bottom most|lowest|lower|{_AT}(?:very )?bottom(?= left| right)|bottom$"),
+    (
+        _POSITION,
+        "bottom",
+        rf"(?:bottommost|bottom most|lowest){_OF_ALL}|lower|{_AT}(?:very )?bottom(?= left| right)|bottom$",
+    ),
     (_POSITION, "bottom", rf"(?:on|at|in|to) (?:the )?(?:very )?bottom(?: {_PART})?(?:{_OF_PICTURE}|(?! of))"),
     (_POSITION, "bottom", rf"bottom(?: {_PART})?{_OF_PICTURE}|(?:{_ADJECTIVE})bottom{_NOUN_NEXT}"),
     (_POSITION, "back", rf"(?:in|at) (?:the )?(?:very |far )?(?:back|rear)(?:ground)?(?:{_OF_PICTURE}|(?! of))"),
@@ -227,7 +243,7 @@ _NEGATIONS = frozenset(
 )
 _CLAUSE = frozenset([",", ";", ".", "who", "that", "which", "is", "are", "was", "were", "has", "nor", "but", "not"])
 _LEADS_CLAUSE = re.compile(r"(?:not|is|are|was|were|has|have|with|wearing|holding|in|on|[a-z]+ing)")
-_LEADING = frozenset(["and", "or", "but", "who", "that", "which", "is", "are", "was", ",", ";", "."])
+_LEADING = frozenset(["and", "or", "but", "of", "who", "that", "which", "is", "are", "was", ",", ";", "."])
 _TRAILING = _LEADING | frozenset(["the", "a", "an", "to", "on", "at", "in", "of", "from", "far", "very"])
 _NO_THING = frozenset(["the", "a", "an", "one", "ones", "it", "that", "this", "thing", "object", ""])
 # Whether the thing of a relation follows it.
@@ -248,9 +264,9 @@ def parse_expression(text: str) -> ReferringPhrase:
 
     Understood are
 
-    * positions among the like: left, leftmost, on the right side, far left, top, bottom, upper, lower, middle, centre,
-      in the back, in the background, in front; biggest, largest, closest (to the camera) and their comparatives, which
-      ReCLIP takes for size; smallest, furthest;
+    * positions among the like: left, leftmost, on the right side, right-hand, far left, top, bottom, upper, lower,
+      middle, centre, in the back, in the background, in front; biggest, largest, closest (to the camera) and their
+      comparatives, which ReCLIP takes for size; smallest, furthest;
     * relations to another thing: left of, to the right of, above, on top of, below, under, underneath, beneath,
       behind, in front of, inside, within, bigger than, smaller than. The other thing reaches to the end of the clause
       and may have positions and relations of its own;
@@ -287,7 +303,11 @@ def parse_expression(text: str) -> ReferringPhrase:
 
 
 def _elements(text: str) -> list[_Element]:
-    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?|[,;.]", text.lower().replace("’", "'"))
+    text = text.lower().replace("’", "'")
+    # Written so, no hand is meant: "left-hand man", "the lefthand one". And "L side".
+    text = re.sub(r"\b(left|right)-?hand\b(?:[- ]side\b)?", r"\1 side", text)
+    text = re.sub(r"\b[lr](?= side\b)", lambda letter: {"l": "left", "r": "right"}[letter[0]], text)
+    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?|[,;.]", text)
     line = " ".join(words)
     elements, place = [], 0
     while place < len(line):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ class FeatureCache:
         folder: For all encoders; `None` keeps vectors in memory alone.
         fingerprint: See `Encoder.fingerprint`.
 
+    Raises:
+        ValueError: If the folder cannot be made or written into.
+
     Example:
         >>> cache = FeatureCache(None, "a model")
         >>> cache.add("text-region", [b"k" * 32], np.ones((1, 4), dtype=np.float32))
@@ -48,6 +52,16 @@ class FeatureCache:
         if folder is not None:
             identity = hashlib.sha256(repr((fingerprint, _releases(), _FORMAT)).encode()).hexdigest()
             self.folder = Path(folder) / identity[:32]
+            # Before hours of work, not behind them.
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.folder):
+                    pass
+            except OSError as error:
+                raise ValueError(
+                    f"cache_dir is {str(folder)!r}, in which nothing can be written: {error}. Accepted is a folder that can "
+                    "be written into, or None for a cache in memory."
+                ) from error
         self._spaces: dict[str, dict[bytes, np.ndarray]] = {}
         self._pending: dict[str, list[tuple[Sequence[bytes], np.ndarray]]] = {}
         self._written = time.monotonic()

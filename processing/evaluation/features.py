@@ -41,13 +41,14 @@ class FeatureExtractor:
     text, and hashes of the text, of the image file's bytes, of mask and box.
 
     Batches do not hang on the number of processes, so vectors of several are those of one, bit for bit on equal devices.
-    Which other items are in a batch moves a vector by its last digits (about 1e-7): another order of requests, or a cache
-    that another benchmark has filled in part, may do so.
+    Which other items are in a batch moves a vector by its last digits, about 1e-7 of its greatest number in float32 and
+    4e-3 in bfloat16: another order of requests, or a cache that another benchmark has filled in part, may do so. (Text
+    backbones whose rotary positions change with the longest text, as Phi-3's, are moved by more.)
 
     Args:
         encoder: The model; one that is trained on needs a new extractor.
         cache_dir: Folder of the cache, for any number of models; `None` keeps vectors in memory, for the time of this
-            object.
+            object. It is made where it is missing.
         batch_size: Most images of a batch.
         batch_tokens: Most tokens of a batch of texts, padding included.
         batch_regions: Most regions of a batch.
@@ -56,6 +57,9 @@ class FeatureExtractor:
         num_workers: Threads that read and decode images ahead of the model; 0 decodes between the batches.
         progress: Show progress bars, in the main process; or a function that is called with a description, the items
             done and their number, of this process.
+
+    Raises:
+        ValueError: If a number is out of range, or nothing can be written into `cache_dir`.
 
     Example:
         >>> from processing_pixclip.evaluation.loading import open_encoder

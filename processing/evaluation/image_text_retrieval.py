@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,12 +13,13 @@ import numpy as np
 
 from ..region_records import check_relative_path, is_text
 from .benchmark import Benchmark
+from .classification_scores import tie_rule
 from .features import FeatureExtractor
 from .items import EvaluationImage
 from .protocols import Protocol
 from .results import BenchmarkResult, Figure
-from .retrieval_ranks import bidirectional_ranks
-from .scores import unit
+from .retrieval_ranks import TIE_TOLERANCE, bidirectional_ranks
+from .scores import constant_interval, unit
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,12 @@ class RankingProtocol(Protocol):
     recall_at: tuple[int, ...] = (1, 5, 10)
     ties: Literal["pessimistic", "optimistic"] = "pessimistic"
 
+    def details(self) -> dict[str, Any]:
+        equal = f"products are equal that differ by at most {TIE_TOLERANCE:g} of the longest vectors' product"
+        return super().details() | {"tie_rule": tie_rule(self.ties, equal)}
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.recall_at) < 1:
             raise ValueError(f"recall_at is {self.recall_at}; accepted are ranks of 1 and more.")
 
@@ -110,7 +117,8 @@ def retrieval_figures(
     """R@k and the median rank of one direction, each with chance and a 95 % bootstrap interval.
 
     The bootstrap draws images, with all their queries: the captions of one image are hard or easy together, and taken as
-    independent they would make the interval too narrow.
+    independent they would make the interval too narrow. R@k of 0 or 1 has the interval of `constant_interval`; of a single
+    image there is none.
 
     Args:
         direction: Goes before the names, e.g. "text to image".
@@ -137,16 +145,20 @@ def retrieval_figures(
         _chance_median(relevant, gallery)
     ]
     values = _weighted(ranks, np.ones(len(ranks), dtype=np.int64), protocol.recall_at)
-    if not protocol.bootstrap:
+    count = int(place.max()) + 1
+    if not protocol.bootstrap or count == 1:
         intervals = np.full((2, len(values)), None)
     else:
         generator = np.random.default_rng(protocol.seed)
-        count = int(place.max()) + 1
         draws = (
             np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(protocol.bootstrap)
         )
         drawn = np.array([_weighted(ranks, times[place], protocol.recall_at) for times in draws])
-        intervals = np.quantile(drawn, [0.025, 0.975], axis=0).tolist()
+        intervals = np.quantile(drawn, [0.025, 0.975], axis=0)
+        shares = np.bincount(place) / len(ranks)
+        for column in np.flatnonzero(np.isin(values[:-1], (0, 1))):
+            intervals[:, column] = constant_interval(values[column], 1 / float((shares**2).sum()))
+        intervals = intervals.tolist()
     return {
         name: Figure(value, low, high, len(ranks), chance)
         for name, value, low, high, chance in zip(names, values, *intervals, chances, strict=True)
@@ -178,10 +190,11 @@ class ImageTextRetrieval(Benchmark):
 
     Image to text: all captions of all images are ranked for each image, and the first of its own counts. Text to image:
     all images are ranked for each caption. A text that two images share is right for its own alone, as in all published
-    protocols; `counts` says how many there are. Whole images are shown without a region, so a model that takes masks uses
-    its `default_mask`: a mask of ones, normalised as in training, or none. PixCLIP's own retrieval scripts feed ones that
-    are *not* normalised; a model loaded with `default_mask="full"`, `mask_mean=0` and `mask_std=1` in its vision
-    configuration sees just that.
+    protocols, and so is an image that the file lists more than once; `counts` says how many there are of both.
+
+    Whole images are shown without a region, so a model that takes masks uses its `default_mask`: a mask of ones,
+    normalised as in training, or none. PixCLIP's own retrieval scripts feed ones that are *not* normalised; a model
+    loaded with `default_mask="full"`, `mask_mean=0` and `mask_std=1` in its vision configuration sees just that.
 
     A subclass gives `splits` and `read`.
 
@@ -230,6 +243,7 @@ class ImageTextRetrieval(Benchmark):
         if not items:
             raise ValueError(f"{self.name}: there are no images of split {self.protocol.split!r} in {self.data_dir}.")
         self.counts["images read"] = len(items)
+        self.counts["captions read"] = sum(len(item.captions) for item in items)
         items = items[: self.protocol.limit]
         kept = {"all": None, "first": 1, "first-5": 5}[self.protocol.captions]
         missing = self.check_images([item.image for item in items])
@@ -245,11 +259,13 @@ class ImageTextRetrieval(Benchmark):
             raise ValueError(
                 f"{self.name}: no image of split {self.protocol.split!r} in {self.data_dir} is left to measure."
             )
+        listed = Counter(item.image.key for item in items)
         images_of_text: dict[str, set[str]] = {}
         for item in items:
             for text in item.captions:
                 images_of_text.setdefault(text, set()).add(item.image.key)
         self.counts["images"] = len(items)
+        self.counts["images listed more than once"] = sum(times > 1 for times in listed.values())
         self.counts["captions"] = sum(len(item.captions) for item in items)
         self.counts["texts that several images share"] = sum(len(keys) > 1 for keys in images_of_text.values())
         self.items = items

@@ -24,6 +24,8 @@ class ImageNetSProtocol(RegionClassificationProtocol):
 
     Attributes:
         size: How many classes: 919, 300 or 50, three data sets of one layout.
+        names: How a class is called: "wordnet", by the first of its names in `LOC_synset_mapping.txt`; or "file", as
+            `ImageNetS_names.txt` says, for example by the names that CLIP's authors chose, which most published figures use.
         split: "validation", or the annotated part of the training images.
         average: Which mean stands for the benchmark, both are figures: over all "regions", one an image, or over "classes",
             the mean of the classes that occur, as Alpha-CLIP reports it.
@@ -34,6 +36,7 @@ class ImageNetSProtocol(RegionClassificationProtocol):
     """
 
     size: Literal[919, 300, 50] = 919
+    names: Literal["wordnet", "file"] = "wordnet"
     split: Literal["validation", "train-semi"] = "validation"
     average: Literal["regions", "classes"] = "classes"
 
@@ -47,10 +50,16 @@ class ImageNetS(RegionClassification):
     Source: ImageNet-S (arXiv 2106.03149, LUSSeg/ImageNet-S), used for classification by Alpha-CLIP (arXiv 2312.03818).
     The PNG of an image holds a class a pixel, R + 256 G: 0 is any other class, 1000 is ignored, and number n is the n-th of
     the sorted WordNet ids. One region an image: the pixels of the class in whose folder it lies; without such a pixel, it
-    is left out, counted. A class is called by the first of its names in `LOC_synset_mapping.txt`.
+    is left out, counted.
 
-    Presets: "default" (one template), "imagenet-80", and "near-alphaclip": Alpha-CLIP's names, with underscores between
-    words. It also cuts the central square out of image and mask, which no view does, so its figures are near, not equal.
+    WordNet's first names are not all distinct: of the 919, two classes are "crane", and "Cardigan" and "cardigan" are one to
+    tokenizers that are blind to case. Such classes tie, so under the default tie rule none of them is ever right at top-1;
+    `counts` tells how many share their name. The protocol's `names="file"` gives them names of their own.
+
+    Presets: "default" (one template), "imagenet-80" (CLIP's 80 templates; CLIP pairs them with names of its own, here they
+    are WordNet's unless `names` is "file"), and "near-alphaclip": Alpha-CLIP's names, with underscores between words. Its
+    figures are near, not equal: Alpha-CLIP also cuts the central square out of image and mask, which no view does, and
+    takes some one of tied classes, where this counts a tie as wrong.
 
     Example:
         >>> benchmark = ImageNetS("imagenet-s", ImageNetS.presets["imagenet-80"])  # doctest: +SKIP
@@ -60,6 +69,11 @@ class ImageNetS(RegionClassification):
     summary = "class of an image by its foreground mask, out of 919 (300, 50) names: top-1, top-5, mean per class"
     main_figure = "top-1, mean per class"
     dataset = "ImageNet-S"
+    published = {
+        "ImageNet-S-919 validation": {"images": 12_419},
+        "ImageNet-S-300 validation": {"images": 4_097},
+        "ImageNet-S-50 validation": {"images": 752},
+    }
     presets = {
         protocol.name: protocol
         for protocol in (
@@ -78,6 +92,7 @@ class ImageNetS(RegionClassification):
             "ImageNetS{size}/{split}-segmentation",
             "folder of the masks, {split}-segmentation/n01440764/*.png",
             "datapreparation_anno.sh of https://github.com/LUSSeg/ImageNet-S gets it.",
+            annotations=True,
         ),
         SourceFile(
             "ImageNetS_categories_im{size}.txt",
@@ -89,24 +104,41 @@ class ImageNetS(RegionClassification):
             "names of ImageNet's classes, lines as `n01440764 tench, Tinca tinca`",
             "It comes with ImageNet-1k, https://www.kaggle.com/c/imagenet-object-localization-challenge/data.",
         ),
+        SourceFile(
+            "ImageNetS_names.txt",
+            "names of classes, lines of a WordNet id, a tab and a name; read where the protocol's names is 'file'",
+            "It is yours to write. CLIP's names, in the order of the sorted ids of all 1,000 classes, are in "
+            "notebooks/Prompt_Engineering_for_ImageNet.ipynb of https://github.com/openai/CLIP.",
+            optional=True,
+        ),
     )
 
     def __init__(self, data_dir: str | os.PathLike, protocol: ImageNetSProtocol | None = None):
         super().__init__(data_dir, protocol)
         self.dataset = f"ImageNet-S-{self.protocol.size} {self.protocol.split}"
 
+    def sources(self) -> tuple[SourceFile, ...]:
+        """The files of the layout, of those with names the one that the protocol reads."""
+        *always, wordnet, own = self.layout
+        return (*always, wordnet if self.protocol.names == "wordnet" else replace(own, optional=False))
+
     def read(self, left_out: Counter[str]) -> tuple[list[str], list[tuple[EvaluationRegion, int]]]:
-        photos, masks, categories, mapping = (self.path(source) for source in self.layout)
+        photos, masks, categories, mapping = (self.path(source) for source in self.sources())
         classes = sorted(categories.read_text(encoding="utf-8").split())
         named = {}
-        for line in mapping.read_text(encoding="utf-8").splitlines():
-            wordnet_id, _, names = line.partition(" ")
-            named[wordnet_id] = names.split(",")[0].strip()
+        for line in mapping.read_text(encoding="utf-8-sig").splitlines():
+            if self.protocol.names == "wordnet":
+                wordnet_id, _, names = line.partition(" ")
+                named[wordnet_id] = names.split(",")[0].strip()
+            else:
+                wordnet_id, _, name = line.partition("\t")
+                named[wordnet_id] = name.strip()
         unnamed = [wordnet_id for wordnet_id in classes if not named.get(wordnet_id)]
         if unnamed:
             raise ValueError(
                 f"{mapping} names none of {len(unnamed)} classes of {categories}, the first is {unnamed[0]!r}; accepted are "
-                f"lines of a WordNet id, a space and names. {self.layout[3].where}"
+                f"lines of a WordNet id, a {'space and names' if self.protocol.names == 'wordnet' else 'tab and a name'}. "
+                f"{self.sources()[-1].where}"
             )
         numbers = {wordnet_id: place for place, wordnet_id in enumerate(classes)}
         files = sorted(masks.glob("*/*.png"), key=lambda file: (file.parent.name, file.name))[: self.protocol.limit]

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from .clip_encoder import ClipEncoder
 from .encoders import Encoder
@@ -20,6 +22,10 @@ from .text_encoder import TextEncoder
 
 logger = logging.get_logger(__name__)
 
+# Of sentence-transformers: its names for the poolings that we have, and its modules that leave a cosine as it is.
+_POOLINGS = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+_PLAIN_MODULES = {"Transformer", "Pooling", "Normalize"}
+
 
 def open_encoder(
     name_or_path: str | os.PathLike,
@@ -28,6 +34,7 @@ def open_encoder(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    pooling: str | None = None,
 ) -> Encoder:
     """Opens a model and its processor.
 
@@ -40,6 +47,8 @@ def open_encoder(
         dtype: Of all weights, e.g. "bfloat16"; default: that of the checkpoint.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Run code that lies beside the model.
+        pooling: Of a text model, see `TextEncoder`; default: as the files of sentence-transformers beside it say
+            (`modules.json`, `1_Pooling/config.json`), which also say at how many tokens a text is cut.
 
     Returns:
         `PixCLIPEncoder` for PixCLIP and FG-CLIP models, `ClipEncoder` for other models of images and texts,
@@ -47,9 +56,24 @@ def open_encoder(
 
     Raises:
         OSError: If there is no such model.
-        ValueError: If weights are missing or left over, there is no processor, or the model maps images alone.
+        ValueError: If weights are missing or left over, there is no processor, the model maps images alone, `pooling` is
+            given for a model of images, or sentence-transformers makes its vectors in a way that there is not here.
 
     Example:
+        >>> import tempfile
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+        >>> folder = tempfile.mkdtemp()
+        >>> config = BertConfig(
+        ...     vocab_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ... )
+        >>> BertModel(config).save_pretrained(folder)
+        >>> words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "dog": 3}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+        >>> _ = tokenizer.save_pretrained(folder)
+        >>> open_encoder(folder).encode_texts(["a dog", "a"], "caption").shape
+        (2, 8)
         >>> encoder = open_encoder("runs/coco_regions")  # doctest: +SKIP
         >>> encoder = open_encoder("openai/clip-vit-base-patch16", dtype="bfloat16")  # doctest: +SKIP
     """
@@ -68,10 +92,15 @@ def open_encoder(
             "with texts. Give the whole model (PixCLIPModel, CLIPModel, ...)."
         )
     reads_images = reads_texts and hasattr(model, "get_image_features")
+    if reads_images and pooling is not None:
+        raise ValueError(f"pooling is {pooling!r}, but a {type(model).__name__} has vectors of its own; leave it out.")
     processor = _load_processor(processor, folder, hub, model, reads_images)
     if config.model_type == "pixclip":
         return PixCLIPEncoder(model, processor, folder)
-    return (ClipEncoder if reads_images else TextEncoder)(model, processor, folder)
+    if reads_images:
+        return ClipEncoder(model, processor, folder)
+    told_pooling, max_length = _sentence_settings(folder, revision, pooling)
+    return TextEncoder(model, processor, folder, told_pooling, max_length)
 
 
 def _model_folder(name: str | os.PathLike) -> str:
@@ -91,15 +120,20 @@ def _model_folder(name: str | os.PathLike) -> str:
 
 def _load_model(folder: str, config: Any, dtype: Any, hub: dict[str, Any]) -> Any:
     options = {} if dtype is None else {"dtype": dtype}
-    model, report = AutoModel.from_pretrained(folder, output_loading_info=True, **options, **hub)
+    saved_as = (config.architectures or [None])[0]
+    # The Auto class leaves the projection of a tower out, without which its vectors are others.
+    projected = saved_as is not None and saved_as.endswith("ModelWithProjection")
+    kind = getattr(transformers, saved_as, AutoModel) if projected else AutoModel
+    model, report = kind.from_pretrained(folder, output_loading_info=True, **options, **hub)
     found = {
         kind: sorted(map(str, report.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched", "unexpected")
     }
     if not hasattr(model, "get_image_features") and config.model_type != "pixclip_text_model":
         # A pooler of BERT's kin is not used; checkpoints of language models have none.
         found["missing"] = [key for key in found["missing"] if not key.startswith("pooler.")]
-    saved_as = (config.architectures or [None])[0]
-    if found["unexpected"] and not config.model_type.startswith("pixclip") and saved_as != type(model).__name__:
+    foreign = not config.model_type.startswith("pixclip") and saved_as != type(model).__name__
+    # A projection is no head: it makes the vectors.
+    if found["unexpected"] and foreign and not any("projection" in key for key in found["unexpected"]):
         logger.warning(
             "%s was saved as %s; %d weights of its head, which make no features, are left out.",
             folder,
@@ -114,6 +148,42 @@ def _load_model(folder: str, config: Any, dtype: Any, hub: dict[str, Any]) -> An
             "examples/convert_checkpoint.py."
         )
     return model
+
+
+def _sentence_settings(folder: str, revision: str | None, pooling: str | None) -> tuple[str | None, int | None]:
+    """Pooling (that given, where one is) and most tokens of a text, by files that sentence-transformers wrote."""
+
+    def read(name: str) -> Any:
+        quiet = ("missing_entries", "connection_errors", "gated_repo")
+        options = {f"_raise_exceptions_for_{what}": False for what in quiet}
+        file = cached_file(folder, name, revision=revision, **options)
+        return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+    max_length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
+    modules = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in read("modules.json") or ()}
+    if pooling is not None or not modules:
+        return pooling, max_length
+    foreign = sorted(set(modules) - _PLAIN_MODULES)
+    if foreign:
+        raise ValueError(
+            f"sentence-transformers sends the vectors of {folder!r} through {', '.join(foreign)} too, which there is not here. "
+            "Pass pooling= for the vectors of the model without it, which are others than it was trained for."
+        )
+    told = (read(f"{modules['Pooling']}/config.json") if "Pooling" in modules else None) or {}
+    if "pooling_mode" in told:
+        modes = [told["pooling_mode"]] if isinstance(told["pooling_mode"], str) else list(told["pooling_mode"])
+    else:
+        # As written before its release 5.
+        modes = [name.removeprefix("pooling_mode_") for name, on in told.items() if on and name.startswith("pooling_")]
+        modes = [mode.removesuffix("_tokens").removesuffix("_token") for mode in modes]
+    if not modes:
+        return None, max_length
+    if len(modes) > 1 or modes[0] not in _POOLINGS:
+        raise ValueError(
+            f"the pooling of {folder!r} is {' + '.join(modes)}; accepted are {', '.join(_POOLINGS)}. Pass pooling= to take "
+            "another one, which is not what it was trained for."
+        )
+    return _POOLINGS[modes[0]], max_length
 
 
 def _load_processor(given: Any, folder: str, hub: dict[str, Any], model: Any, reads_images: bool) -> Any:

@@ -1,9 +1,10 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Masks that are not quite right: larger, smaller and shifted ones."""
+"""Masks that are not right: larger, smaller and shifted ones, and those of another photo."""
 
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
 
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
@@ -120,3 +121,23 @@ def shift_by_share(mask: np.ndarray, share: float, direction: int) -> np.ndarray
     if not any(kept):
         raise ValueError(f"share is {share}; nothing of the region stays in the photo, accepted is a smaller share.")
     return moved[int(kept[1] > kept[0])]
+
+
+def fit_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Stretches a mask to another photo's size. Every pixel that the region reaches counts, so that something is left.
+
+    Args:
+        mask: Array of shape (height, width) of its own photo, bool.
+        height: Of the other photo.
+        width: Of the other photo.
+
+    Returns:
+        Array of shape (height, width), bool.
+
+    Example:
+        >>> fit_mask(np.array([[0, 1], [0, 0]], dtype=bool), height=2, width=4).astype(int)
+        array([[0, 0, 1, 1],
+               [0, 0, 0, 0]])
+    """
+    picture = Image.fromarray(mask.astype(np.float32))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BOX)) > 0

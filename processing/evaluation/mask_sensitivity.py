@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,13 +18,21 @@ from ..coco_annotations import CocoAnnotations
 from ..region_records import check_record, check_relative_path, clean_record
 from ..regions import encode_rle, encode_runs, mask_to_box, to_mask
 from .benchmark import Benchmark, SourceFile
+from .class_prompts import TEMPLATES
 from .features import FeatureExtractor
-from .items import EvaluationImage, EvaluationRegion
-from .mask_jitter import dilate, erode_some, shift_by_share
-from .protocols import Protocol
-from .region_classification import resolve_view
+from .items import EvaluationImage, EvaluationRegion, place
+from .mask_jitter import dilate, erode_some, fit_mask, shift_by_share
+from .protocols import Protocol, bounded
+from .region_classification import resolve_view, view_summaries
 from .results import BenchmarkResult, Figure
-from .scores import mean_figure, unit
+from .retrieval_ranks import retrieval_ranks
+from .scores import NOT_SHOWN, mean_figure, shown, unit
+
+
+# Figures of their own; other masks than these are inexact ones.
+_CONTROLS = ("another photo's mask", "no mask", "all-ones mask")
+# Cosines that differ by at most this are equal; rounding alone makes such differences.
+_TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,6 @@ class MaskSensitivityProtocol(Protocol):
         dilate: Masks made larger, by these shares of the region's size, which is the square root of its area.
         erode: Masks made smaller, likewise; by half as much, and so on, where nothing would be left.
         shift: Masks moved, by these shares of the box's side, left, right, up or down, drawn by the seed.
-        same: Two vectors with a greater cosine count as the same.
-        tie_margin: Cosines that differ by at most this are equal; rounding alone makes such differences.
-        ties: What a decision between equals counts: "half", as guessing would; "pessimistic" 0, "optimistic" 1.
 
     Example:
         >>> MaskSensitivity.presets["long-texts"].changed({"shift": "0.1, 0.2, 0.5"}).shift
@@ -58,16 +63,20 @@ class MaskSensitivityProtocol(Protocol):
     source: Literal["coco", "regions"] = "coco"
     split: str = "val2017"
     texts: Literal["category", "object_text", "text"] = "category"
-    template: str = "a photo of a {}"
+    template: str = TEMPLATES["single"][0]
     views: tuple[str, ...] = ("auto",)
-    min_share: float = 0.002
-    max_pairs: int = 4
+    min_share: float = bounded(0.002, 0, 1)
+    max_pairs: int = bounded(4, 1)
     dilate: tuple[float, ...] = (0.1,)
     erode: tuple[float, ...] = (0.1,)
     shift: tuple[float, ...] = (0.1, 0.2)
-    same: float = 0.97
-    tie_margin: float = 1e-6
-    ties: Literal["half", "pessimistic", "optimistic"] = "half"
+
+    def details(self) -> dict[str, Any]:
+        return super().details() | {
+            "view_summaries": view_summaries(self.views),
+            "tie_rule": f"of two regions, cosines that differ by at most {_TIE:g} are equal, which counts one half; "
+            "of all texts, equal cosines count as wrong",
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,33 +102,43 @@ class DescribedRegion:
 
 
 class MaskSensitivity(Benchmark):
-    """Right region of two in the same photo, with controls and with masks that are not quite right.
+    """Does a model follow its mask: right region of two, wrong and missing masks, and masks that are not quite right.
 
     Made for this library, since reports of Alpha-CLIP's users show that a model can accept a mask and ignore it (issue 12 of
     SunzeY/AlphaCLIP: cosines above 0.97 between the vectors of any two masks) and still score well where a photo has one main
-    object. Here each text has two candidates, the regions of one photo, which only the mask tells apart.
+    object.
 
-    Figures, of each pair of regions whose texts differ (chance 0.5):
+    Of each pair of regions of one photo whose texts differ (chance 0.5; equal cosines, which differ by at most 1e-6, count
+    0.5):
 
     - "right region of two": a text is nearer to the vector of its own region than to that of the other; the mean of both texts.
-      Whether the mask steers the vector to the right content. 0.5 means that it does not.
-    - "right text of two": a vector is nearer to its own text than to the other.
-    - "masks swapped: right region of two": each region is shown under the mask of the other. 1 - "right region of two", as the
-      answer then follows the mask to the wrong region; near 0.5 it does not follow the mask.
-    - "no mask: right region of two", "all-ones mask: right region of two": both candidates are the whole photo. 0.5 by the tie
-      rule, whatever the model: what a photo without its mask is worth here.
+      Only the mask tells the two apart: a model that ignores it has exactly 0.5.
     - "dilated 10 %", "eroded 10 %", "shifted 10 %", "shifted 20 %", "box for mask", each with ": right region of two": both
       regions have such a mask. How much a careless annotator or a detector's box costs.
 
-    Figures that are mean cosines, -1 to 1:
+    Of each region, its text among all distinct texts of the regions (chance 1 / their number; equal cosines count as wrong):
 
-    - "two regions: cosine": of the vectors of the two regions of a pair, and "two regions: same": the share of pairs above
-      `same`. Near 1.0 the model ignores its mask: such a model has exactly 1.0 for both, and 0.5 above.
-    - "no mask: cosine", "all-ones mask: cosine", "dilated 10 %: cosine", ...: with the vector under the true mask. For the
-      first two low means that the mask matters, for the others high means that its exact edge does not. Read them together: a
-      model that ignores its mask has 1.0 in all.
+    - "right text": under its own mask.
+    - "another region's mask: right text": the photo is shown with the mask of the other region of its pairs, and what counts
+      is still the first region's text. Where the mask is followed, that is rare.
+    - "another photo's mask: right text": with the mask of a region of another photo, drawn by the seed and resized to this
+      photo; it may cover part of the region by accident.
+    - "no mask: right text", "all-ones mask: right text": the whole photo.
+    - "gain over another region's mask", "gain over another photo's mask", "gain over no mask", "gain over all-ones mask":
+      "right text" less each of these, region by region, -1 to 1, chance 0. What the right mask is worth; 0 throughout tells that
+      it is ignored, and a gain below 0 that the mask harms.
+
+    Mean cosines, -1 to 1:
+
+    - "two regions: cosine": of the vectors of the two regions of a pair. Near 1.0 the model ignores its mask.
+    - "another photo's mask: cosine", "no mask: cosine", "all-ones mask: cosine", "dilated 10 %: cosine", ...: with the vector
+      under the region's own mask. For the first three low means that the mask matters, for the others high means that its exact
+      edge does not. Read them together: a model that ignores its mask has 1.0 in all.
     - "all-ones mask to no mask: cosine": how far "everything is the region" is from "there is no region"; low values tell
       that a model must not be given an all-ones mask in place of none.
+
+    A region of which the model's frame shows nothing under a mask is wrong there, and in no cosine; `counts` tells how many.
+    With regions of a single photo there is no mask of another, and no figure of it.
 
     "No mask" is the view "full" or, of a model without it, the vector of the whole image. Of a sum of views the vectors of
     length 1 are added before a cosine between regions is taken.
@@ -142,7 +161,7 @@ class MaskSensitivity(Benchmark):
 
     name = "mask-sensitivity"
     summary = (
-        "which of two regions of a photo a text describes, with controls, inexact masks and boxes: accuracy, cosines"
+        "whether a region's mask decides: right region of two, gain over wrong and no mask, inexact masks, cosines"
     )
     task = "zero-shot-image-classification"
     dataset = "Pairs of regions of one photo"
@@ -187,7 +206,7 @@ class MaskSensitivity(Benchmark):
         return self.layout[:2] if self.protocol.source == "coco" else self.layout[2:]
 
     def path(self, source: SourceFile) -> Path:
-        return self._place(source.path.format(**self.protocol.to_dict()))
+        return place(self.data_dir, source.path.format(**self.protocol.to_dict()))
 
     def load(self) -> None:
         if self.regions:
@@ -197,13 +216,13 @@ class MaskSensitivity(Benchmark):
         read = self._read_coco if self.protocol.source == "coco" else self._read_records
         photos = []
         for number, described in enumerate(read(left_out)):
+            if len(photos) == self.protocol.limit:
+                break
             chosen = self._pairs(described, number)
             if not chosen:
                 left_out["photos left out, no two regions of different texts"] += 1
                 continue
             photos.append((described, chosen))
-            if len(photos) == self.protocol.limit:
-                break
         images = {part[0].region.image.key: part[0].region.image for part, _ in photos}
         missing = self.check_images(images.values())
         regions: list[DescribedRegion] = []
@@ -224,6 +243,7 @@ class MaskSensitivity(Benchmark):
             "images": len({region.region.image.key for region in regions}),
             "regions": len(regions),
             "pairs": len(pairs),
+            "texts": len({region.text for region in regions}),
             **dict(sorted(left_out.items())),
         }
         self.pairs = np.array(pairs)
@@ -232,81 +252,135 @@ class MaskSensitivity(Benchmark):
     def evaluate(self, features: FeatureExtractor) -> BenchmarkResult:
         self.load()
         views = [resolve_view(view, features.encoder) for view in self.protocol.views]
-        texts = unit(features.texts([region.text for region in self.regions], "region"))
-        inexact = self._inexact()
+        distinct = list(dict.fromkeys(region.text for region in self.regions))
+        places = {text: number for number, text in enumerate(distinct)}
+        targets = np.array([places[region.text] for region in self.regions])
+        texts = unit(features.texts(distinct, "region"))
+        masks = self._masks()
         figures: dict[str, Figure] = {}
+        hidden: dict[str, int] = {}
         items: list[dict[str, Any]] = []
         for view in views:
-            measured, margins = self._measure(features, view, texts, inexact)
+            measured, unseen, margins = self._measure(features, view, texts, targets, masks)
             prefix = f"{view}: " if len(views) > 1 else ""
             figures |= {prefix + name: figure for name, figure in measured.items()}
+            hidden |= {prefix + name: count for name, count in unseen.items()}
             items = items or self._items(margins)
         prefix = f"{views[0]}: " if len(views) > 1 else ""
         images = {region.region.image.key: region.region.image for region in self.regions}.values()
-        result = self.result(features, figures, items, images, prefix + self.main_figure)
-        result.protocol["views"] = views
+        result = self.result(features, figures, items, images, prefix + self.main_figure, views)
+        result.counts |= hidden
         return result
 
     def _measure(
-        self, features: FeatureExtractor, view: str, texts: np.ndarray, inexact: dict[str, list[EvaluationRegion]]
-    ) -> tuple[dict[str, Figure], np.ndarray]:
-        """Figures of a view, and by how much each decision under the true mask is right, (P, 2)."""
+        self,
+        features: FeatureExtractor,
+        view: str,
+        texts: np.ndarray,
+        targets: np.ndarray,
+        masks: dict[str, list[EvaluationRegion]],
+    ) -> tuple[dict[str, Figure], dict[str, int], np.ndarray]:
+        """Figures of a view, how many regions are not shown, and by how much each decision of a pair is right, (P, 2)."""
+        protocol = self.protocol
+        own = self._vectors(features, [described.region for described in self.regions], view)
+        found = {name: self._vectors(features, regions, view) for name, regions in masks.items()}
+        found["no mask"] = self._without_mask(features)
+        hidden = {NOT_SHOWN: int((~shown(own)).sum())}
+        of_masks = {f"{name}: {NOT_SHOWN}": int((~shown(vectors)).sum()) for name, vectors in found.items()}
+        hidden |= {name: count for name, count in of_masks.items() if count}
+        photos = np.array([described.region.image.key for described in self.regions])
+        first, second = self.pairs.T
         figures: dict[str, Figure] = {}
 
-        def vectors(regions: Sequence[EvaluationRegion], of_view: str = view) -> np.ndarray:
-            return sum(unit(features.regions(regions, part)) for part in of_view.split(" + "))
+        def add(name: str, values: np.ndarray, keys: np.ndarray, chance: float | None = None) -> None:
+            figures[name] = mean_figure(values, keys.tolist(), protocol.bootstrap, protocol.seed, chance)
 
-        def add(name: str, values: np.ndarray, chance: float | None = None) -> None:
-            figures[name] = mean_figure(values, self.protocol.bootstrap, self.protocol.seed, chance)
+        def add_cosine(name: str, one: np.ndarray, other: np.ndarray, keys: np.ndarray) -> None:
+            both = shown(one) & shown(other)
+            if both.any():
+                add(name, (unit(one) * unit(other)).sum(axis=1)[both], keys[both])
 
-        def add_decisions(name: str, margins: np.ndarray) -> None:
-            # A pair is an item: its two decisions hang together.
-            add(name, self._decided(margins).mean(axis=1), 0.5)
+        def decide(vectors: np.ndarray) -> np.ndarray:
+            """How sure the right region is chosen by each text of a pair, (P, 2): what is not shown is never chosen."""
+            scores = np.einsum("pqd,pcd->pqc", texts[targets[self.pairs]], vectors[self.pairs])
+            scores = np.where(shown(vectors)[self.pairs][:, None], scores, -np.inf)
+            right, wrong = scores[:, [0, 1], [0, 1]], scores[:, [0, 1], [1, 0]]
+            return np.where(np.isneginf(right), -np.inf, right - np.where(np.isneginf(right), 0, wrong))
 
-        first, second = self.pairs.T
-        right_region = "right region of two"
-        true = vectors([described.region for described in self.regions])
-        margins = _region_margins(texts[self.pairs], true[self.pairs])
-        add_decisions(right_region, margins)
-        add_decisions("right text of two", _region_margins(true[self.pairs], texts[self.pairs]))
-        add_decisions(f"masks swapped: {right_region}", _region_margins(texts[self.pairs], true[self.pairs[:, ::-1]]))
-        cosines = _cosines(true[first], true[second])
-        add("two regions: cosine", cosines)
-        add("two regions: same", cosines > self.protocol.same)
+        def right_text(vectors: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+            return (retrieval_ranks(vectors, texts, wanted) == 1) & shown(vectors)
 
-        of_inexact = {name: vectors(regions) for name, regions in inexact.items()}
-        photos = {described.region.image.key: described for described in self.regions}
-        places = {key: place for place, key in enumerate(photos)}
-        of_photo = np.array([places[described.region.image.key] for described in self.regions])
-        wholes = [
-            EvaluationRegion(f"{key}|no mask", photo.region.image, box=(0.0, 0.0, *map(float, photo.size[::-1])))
-            for key, photo in photos.items()
-        ]
-        if "full" in features.encoder.views:
-            whole = vectors(wholes, "full")
-        else:
-            whole = unit(features.images([photo.region.image for photo in photos.values()]))
-        all_ones = vectors(
-            [
-                EvaluationRegion(
-                    f"{key}|all-ones mask",
-                    photo.region.image,
-                    encode_runs([0, photo.size[0] * photo.size[1]], *photo.size),
-                )
-                for key, photo in photos.items()
-            ]
+        margins = decide(own)
+        # A pair is an item: its two decisions hang together.
+        add("right region of two", _decided(margins).mean(axis=1), photos[first], 0.5)
+        right = right_text(own, targets)
+        add("right text", right, photos, 1 / len(texts))
+        # Each region under the masks of its pairs' other regions.
+        shown_with, wanted = np.concatenate([second, first]), np.concatenate([first, second])
+        of_pairs = np.bincount(wanted, right_text(own[shown_with], targets[wanted]))
+        controls = {"another region's mask": of_pairs / np.bincount(wanted)}
+        controls |= {name: right_text(found[name], targets) for name in _CONTROLS if name in found}
+        for name, values in controls.items():
+            add(f"{name}: right text", values, photos, 1 / len(texts))
+        for name, values in controls.items():
+            gains = right - values.astype(np.float64)
+            add(f"gain over {name}", gains, photos, 0.0)
+            gain = figures[f"gain over {name}"]
+            if not gains.any() and gain.high is not None:
+                # The interval is that of a share of which nothing but 0 was seen; a gain can be below 0 as well.
+                figures[f"gain over {name}"] = replace(gain, low=-gain.high)
+        add_cosine("two regions: cosine", own[first], own[second], photos[first])
+        for name in [name for name in _CONTROLS if name in found]:
+            add_cosine(f"{name}: cosine", found[name], own, photos)
+        _, one_each = np.unique(photos, return_index=True)
+        one_each.sort()
+        add_cosine(
+            "all-ones mask to no mask: cosine",
+            found["all-ones mask"][one_each],
+            found["no mask"][one_each],
+            photos[one_each],
         )
-        variants = {"no mask": whole[of_photo], "all-ones mask": all_ones[of_photo]}
-        for name, found in (variants | of_inexact).items():
-            add_decisions(f"{name}: {right_region}", _region_margins(texts[self.pairs], found[self.pairs]))
-            add(f"{name}: cosine", _cosines(found, true))
-        add("all-ones mask to no mask: cosine", _cosines(all_ones, whole))
-        return figures, margins
+        for name in [name for name in found if name not in _CONTROLS]:
+            add(f"{name}: right region of two", _decided(decide(found[name])).mean(axis=1), photos[first], 0.5)
+            add_cosine(f"{name}: cosine", found[name], own, photos)
+        return figures, hidden, margins
 
-    def _decided(self, margins: np.ndarray) -> np.ndarray:
-        """What each decision counts, (P, 2)."""
-        tie = {"half": 0.5, "pessimistic": 0.0, "optimistic": 1.0}[self.protocol.ties]
-        return np.where(np.abs(margins) <= self.protocol.tie_margin, tie, margins > 0)
+    def _vectors(self, features: FeatureExtractor, regions: Sequence[EvaluationRegion], view: str) -> np.ndarray:
+        return sum(unit(features.regions(regions, part)) for part in view.split(" + "))
+
+    def _without_mask(self, features: FeatureExtractor) -> np.ndarray:
+        if "full" not in features.encoder.views:
+            return unit(features.images([described.region.image for described in self.regions]))
+        wholes = [
+            described.variant("no mask", box=(0.0, 0.0, *map(float, described.size[::-1])))
+            for described in self.regions
+        ]
+        return self._vectors(features, wholes, "full")
+
+    def _masks(self) -> dict[str, list[EvaluationRegion]]:
+        """The regions under other masks than their own, by which: wrong, of everything, and inexact."""
+        photos: dict[str, list[int]] = {}
+        for number, described in enumerate(self.regions):
+            photos.setdefault(described.region.image.key, []).append(number)
+        strange = []
+        for number, described in enumerate(self.regions):
+            # Regions of one photo follow each other.
+            of_photo = photos[described.region.image.key]
+            others = len(self.regions) - len(of_photo)
+            if not others:
+                break
+            drawn = int(np.random.default_rng([self.protocol.seed, number]).integers(others))
+            other = self.regions[drawn if drawn < of_photo[0] else drawn + len(of_photo)]
+            mask = fit_mask(other.decoded(), *described.size)
+            strange.append(described.variant("another photo's mask", encode_rle(mask)))
+        everything = [
+            described.variant(
+                "all-ones mask", encode_runs([0, described.size[0] * described.size[1]], *described.size)
+            )
+            for described in self.regions
+        ]
+        made = self._inexact() | {"all-ones mask": everything}
+        return made | {"another photo's mask": strange} if strange else made
 
     def _inexact(self) -> dict[str, list[EvaluationRegion]]:
         """The regions with inexact masks, by what was done to them."""
@@ -340,12 +414,13 @@ class MaskSensitivity(Benchmark):
         for pair, of_pair in zip(self.pairs.tolist(), margins.tolist()):
             for this, other, margin in zip(pair, reversed(pair), of_pair):
                 shown, wrong = self.regions[this], self.regions[other]
-                correct = margin > self.protocol.tie_margin
+                correct = margin > _TIE
                 items.append(
                     {
                         "key": f"{shown.region.key} or {wrong.region.key}",
                         "correct": correct,
-                        "score": abs(margin),
+                        # Where a region is not shown, nothing was compared.
+                        "score": abs(margin) if np.isfinite(margin) else 0.0,
                         "image": shown.region.image.key,
                         "mask": shown.region.mask,
                         "text": shown.text,
@@ -366,10 +441,6 @@ class MaskSensitivity(Benchmark):
         drawn = np.random.default_rng([self.protocol.seed, number]).permutation(len(pairs))[: self.protocol.max_pairs]
         return [pairs[index] for index in sorted(drawn.tolist())]
 
-    def _place(self, relative: str) -> Path:
-        there, below = self.data_dir / relative, self.data_dir / "images" / relative
-        return below if below.exists() and not there.exists() else there
-
     def _read_coco(self, left_out: Counter[str]) -> Iterator[list[DescribedRegion]]:
         annotations = CocoAnnotations(self.path(self.layout[0]), None)
         for photo in annotations.photos.values():
@@ -378,7 +449,7 @@ class MaskSensitivity(Benchmark):
                 continue
             key = f"{self.protocol.split}/{photo.file_name}"
             check_relative_path(key, f"{photo.where}: key 'file_name'", "the data folder")
-            image = EvaluationImage(key, self._place(key))
+            image = EvaluationImage(key, place(self.data_dir, key))
             size, described = (photo.height, photo.width), []
             for number, region in enumerate(photo.regions):
                 if region.left_out is not None:
@@ -386,9 +457,11 @@ class MaskSensitivity(Benchmark):
                 elif region.area < self.protocol.min_share * photo.width * photo.height:
                     left_out["regions left out, smaller than min_share"] += 1
                 else:
-                    place = f"number {number}" if region.annotation_id is None else region.annotation_id
-                    shown = EvaluationRegion(f"{key}#{place}", image, region.mask)
-                    described.append(DescribedRegion(shown, self.protocol.template.format(region.category), size))
+                    named = f"number {number}" if region.annotation_id is None else region.annotation_id
+                    text = self.protocol.template.replace("{}", region.category)
+                    described.append(
+                        DescribedRegion(EvaluationRegion(f"{key}#{named}", image, region.mask), text, size)
+                    )
             yield described
 
     def _read_records(self, left_out: Counter[str]) -> Iterator[list[DescribedRegion]]:
@@ -402,7 +475,7 @@ class MaskSensitivity(Benchmark):
                     raise ValueError(f"{where} is not JSON ({error}); accepted is one photo a line.") from error
                 check_record(record, where)
                 record = clean_record(record)
-                image = EvaluationImage(record["image"], self._place(record["image"]))
+                image = EvaluationImage(record["image"], place(self.data_dir, record["image"]))
                 size, described = (record["height"], record["width"]), []
                 for number, region in enumerate(record["regions"]):
                     text = region.get(self.protocol.texts)
@@ -413,17 +486,14 @@ class MaskSensitivity(Benchmark):
                     elif to_mask(region["mask"], *size).mean() < self.protocol.min_share:
                         left_out["regions left out, smaller than min_share"] += 1
                     else:
-                        text = self.protocol.template.format(text) if self.protocol.texts == "category" else text
-                        shown = EvaluationRegion(f"{image.key}#line {line_number}, {number}", image, region["mask"])
-                        described.append(DescribedRegion(shown, text, size))
+                        text = (
+                            self.protocol.template.replace("{}", text) if self.protocol.texts == "category" else text
+                        )
+                        key = f"{image.key}#line {line_number}, {number}"
+                        described.append(DescribedRegion(EvaluationRegion(key, image, region["mask"]), text, size))
                 yield described
 
 
-def _region_margins(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """By how much each query of a pair is nearer to its own candidate: (P, 2, D) and (P, 2, D) give (P, 2)."""
-    scores = np.einsum("pqd,pcd->pqc", queries, candidates)
-    return np.stack([scores[:, 0, 0] - scores[:, 0, 1], scores[:, 1, 1] - scores[:, 1, 0]], axis=1)
-
-
-def _cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return (unit(vectors) * unit(others)).sum(axis=1)
+def _decided(margins: np.ndarray) -> np.ndarray:
+    """What each decision counts: 0, 1, or 0.5 between equals."""
+    return np.where(np.abs(margins) <= _TIE, 0.5, margins > 0)

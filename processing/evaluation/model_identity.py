@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 
 # Of configurations: where they came from, which changes no vector.
@@ -72,7 +73,7 @@ def model_fingerprint(model: nn.Module, processor: Any, weights: str, **more: An
         "config": _without_origin(model.config.to_dict()),
         "weights": weights,
         "processor": _processor_facts(processor),
-        "attention": model.config._attn_implementation,
+        "attention": _attentions(model),
         "device": next(model.parameters()).device.type,
         **more,
     }
@@ -108,6 +109,12 @@ def describe_model(model: nn.Module, name: str | os.PathLike | None, weights: st
     }
 
 
+def _attentions(model: nn.Module) -> list[tuple[str, str]]:
+    """Implementation of each part's attention: towers may differ."""
+    configs = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    return sorted({(type(config).__name__, str(config._attn_implementation)) for config in configs})
+
+
 def public_name(name: str | os.PathLike) -> str:
     """A Hub id as it is, of a folder its own name alone (of a checkpoint of a run, with that of the run).
 
@@ -132,7 +139,13 @@ def _processor_facts(processor: Any) -> Any:
     facts |= {name: _processor_facts(part) for name, part in parts.items() if part is not None}
     if hasattr(processor, "get_vocab"):
         backend = getattr(processor, "backend_tokenizer", None)
-        facts["tokens"] = _digest(backend.to_str() if backend is not None else dict(processor.get_vocab()))
+        if backend is None:
+            options = _without_origin(getattr(processor, "init_kwargs", {}))
+            facts["tokens"] = _digest([dict(processor.get_vocab()), options])
+        else:
+            # What the last call asked for stands in it too.
+            state = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+            facts["tokens"] = _digest(state)
         names = ("model_max_length", "padding_side", "truncation_side", "pad_token", "eos_token", "bos_token")
         facts |= {name: str(getattr(processor, name, None)) for name in names}
     elif hasattr(processor, "to_dict"):

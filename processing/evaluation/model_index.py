@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -35,8 +36,9 @@ def evaluation_entries(results: Sequence[BenchmarkResult]) -> list[EvalResult]:
         results: Of one model.
 
     Returns:
-        For each figure: `dataset_type` the benchmark, `dataset_config` benchmark and preset, `dataset_args` the fields of
-        the protocol, `metric_args` interval, count and chance.
+        For each figure: `dataset_type` the benchmark, `dataset_config` benchmark and preset with what was changed of it,
+        `dataset_revision` a hash of the files of annotations, `dataset_args` the fields of the protocol and, as `data`, the
+        SHA-256 of each file, `metric_args` interval, count and chance.
 
     Example:
         >>> figures = {"text to image R@1": Figure(0.25, count=4, chance=0.05)}
@@ -46,15 +48,19 @@ def evaluation_entries(results: Sequence[BenchmarkResult]) -> list[EvalResult]:
         >>> entry.metric_type, entry.metric_value, entry.dataset_config
         ('recall_at_1', 0.25, 'flickr30k, protocol default')
     """
+    # Of two results of the same measurement the later one: the Hub's index has one entry for both.
+    results = {_measurement(result): result for result in results}.values()
     return [
         EvalResult(
             task_type=result.task,
             task_name=_TASK_NAMES.get(result.task, result.task.replace("-", " ").capitalize()),
             dataset_type=result.benchmark,
             dataset_name=result.dataset,
-            dataset_config=f"{result.benchmark}, protocol {result.protocol['name']}",
+            dataset_config=_config(result),
+            dataset_revision=_revision(result),
             # A model index has no null.
-            dataset_args={field: value for field, value in result.protocol.items() if value is not None},
+            dataset_args={field: value for field, value in result.protocol.items() if value is not None}
+            | {"data": {path: facts["sha256"] for path, facts in result.data.items()}},
             metric_type=metric_type(name),
             metric_name=name,
             metric_value=round(figure.value, 6),
@@ -63,6 +69,23 @@ def evaluation_entries(results: Sequence[BenchmarkResult]) -> list[EvalResult]:
         for result in results
         for name, figure in result.figures.items()
     ]
+
+
+def _config(result: BenchmarkResult) -> str:
+    return f"{result.benchmark}, protocol {result.protocol_label}"
+
+
+def _revision(result: BenchmarkResult) -> str | None:
+    """A hash of the data that were measured, whatever the dataset's name; `None` where no file is known."""
+    if not result.data:
+        return None
+    lines = "".join(f"{facts['sha256']}  {path}\n" for path, facts in sorted(result.data.items()))
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def _measurement(result: BenchmarkResult) -> tuple[Any, ...]:
+    """The same for a measurement and its repetition: that of `_identity` of its entry."""
+    return (result.task, result.benchmark, _config(result), _revision(result))
 
 
 def metric_type(name: str) -> str:
@@ -95,8 +118,9 @@ def _details(figure: Figure) -> dict[str, Any]:
 def add_to_card(folder: str | os.PathLike, results: Sequence[BenchmarkResult]) -> Path:
     """Puts results into the metadata of a model folder's README.md, key `model-index`.
 
-    All other lines stay as they are, byte by byte. Entries of the index stay, but for those of the same benchmark and
-    preset, which are replaced. Without a README.md, or without metadata in it, they are made.
+    All other lines stay as they are, byte by byte. Entries of the index stay, but for those of the same benchmark,
+    protocol (preset and what was changed of it) and data (hashes of the files), which are replaced. Without a README.md,
+    or without metadata in it, they are made.
 
     Args:
         folder: Of the model.
@@ -164,11 +188,12 @@ def _with_results(text: str, results: Sequence[BenchmarkResult], name: str) -> s
 
 
 def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
-    return (entry["task"]["type"], entry["dataset"]["type"], entry["dataset"].get("config"))
+    dataset = entry["dataset"]
+    return (entry["task"]["type"], dataset["type"], dataset.get("config"), dataset.get("revision"))
 
 
 def figure_rows(results: Sequence[BenchmarkResult]) -> list[list[str]]:
-    """Rows of a table of all figures: benchmark, preset, figure, value, 95 % interval, chance, items.
+    """Rows of a table of all figures: benchmark, protocol, figure, value, 95 % interval, chance, items.
 
     Example:
         >>> result = BenchmarkResult("b", "t", "d", "accuracy", {"name": "default"}, {}, {"accuracy": Figure(0.5)}, {}, {})
@@ -178,7 +203,7 @@ def figure_rows(results: Sequence[BenchmarkResult]) -> list[list[str]]:
     return [
         [
             result.benchmark,
-            result.protocol["name"],
+            result.protocol_label,
             name,
             format_figure(figure, name),
             format_interval(figure, name),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -15,10 +17,11 @@ from .loading import open_encoder
 
 
 class MtebEncoder:
-    """A model for `mteb.evaluate`, by the signatures of mteb 2's `EncoderProtocol` and of MIEB's wrappers.
+    """A model for `mteb.evaluate`, by the signatures of mteb 2's `EncoderProtocol`.
 
     Texts and images of a batch are encoded as they come, without prompts: these models take none. Where a batch has both,
-    its vectors are the sums of both, as in MIEB's own wrappers of CLIP models. mteb itself is imported only for
+    its vectors are the sums of both, as in MIEB's own wrappers of CLIP models. Texts that are too long for the model are cut,
+    and a warning tells how many of a batch. mteb itself is imported only for
     `mteb_model_meta`.
 
     Args:
@@ -37,10 +40,13 @@ class MtebEncoder:
         >>> model = MtebEncoder("runs/coco_regions")  # doctest: +SKIP
         >>> mteb.evaluate(model, mteb.get_tasks(tasks=["Flickr30kI2TRetrieval"]))  # doctest: +SKIP
         >>> class Lengths:
+        ...     def text_lengths(self, texts, kind):
+        ...         return [len(text) for text in texts]
         ...     def encode_texts(self, texts, kind):
         ...         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
         >>> model = MtebEncoder("me/lengths", encoder=Lengths())
-        >>> model.get_text_embeddings([{"text": ["cat", "mouse"]}, {"text": ["ox"]}])
+        >>> told = {"task_metadata": None, "hf_split": "test", "hf_subset": "default"}
+        >>> model.encode([{"text": ["cat", "mouse"]}, {"text": ["ox"]}], **told)
         array([[3., 1.],
                [5., 1.],
                [2., 1.]], dtype=float32)
@@ -74,17 +80,24 @@ class MtebEncoder:
     def mteb_model_meta(self) -> Any:
         """What mteb puts into its results, a `mteb.models.model_meta.ModelMeta`.
 
-        Its name is made of `model_name`: mteb wants "organisation/model", so a folder becomes "local/" and its name. The
-        revision is the one given, else the encoder's fingerprint, so that results of different weights stay apart.
+        mteb takes results up again that it has by name and revision. The name is made of `model_name`: mteb wants
+        "organisation/model", so a folder becomes "local/" and its name. The revision is the one given, else the encoder's
+        fingerprint, with the kind of text and the dtype behind it, as in "main-caption-bfloat16".
+        Weights are hashed once, as mteb asks often: make a new `MtebEncoder` of a model that was trained on.
         """
         from mteb.models.model_meta import ModelMeta
 
-        is_hub_id = self.model_name.count("/") == 1 and not self.model_name.startswith((".", "/", "~"))
-        last = self.model_name.rstrip("/").split("/")[-1]
+        parts = [part for part in re.split(r"[/\\]", self.model_name) if part]
+        is_folder = os.path.isdir(self.model_name) or "\\" in self.model_name
+        is_hub_id = (
+            self.model_name.count("/") == 1 and not is_folder and not self.model_name.startswith((".", "/", "~"))
+        )
+        dtype = self.encoder.describe().get("dtype")
+        revision = [self.revision or self.encoder.fingerprint(), self.text_kind, dtype and dtype.replace(" ", "")]
         return ModelMeta.create_empty(
             overwrites={
-                "name": self.model_name if is_hub_id else f"local/{last}",
-                "revision": self.revision or self.encoder.fingerprint(),
+                "name": self.model_name if is_hub_id else f"local/{parts[-1]}",
+                "revision": "-".join(part for part in revision if part),
                 "modalities": ["image", "text"] if self.encoder.views else ["text"],
                 "framework": ["PyTorch", "Transformers"],
                 "use_instructions": False,
@@ -119,25 +132,7 @@ class MtebEncoder:
             ValueError: If a batch has neither text nor image, or what it has differs from the first batch; or if `precision`
                 is another.
         """
-        return self._encode(inputs, None, **kwargs)
-
-    def get_text_embeddings(
-        self, texts: Iterable[Mapping[str, Any]], show_progress_bar: bool = True, **kwargs: Any
-    ) -> np.ndarray:
-        """Vectors (N, D) of the "text" of batches."""
-        return self._encode(texts, ("text",), show_progress_bar=show_progress_bar, **kwargs)
-
-    def get_image_embeddings(
-        self, images: Iterable[Mapping[str, Any]], show_progress_bar: bool = True, **kwargs: Any
-    ) -> np.ndarray:
-        """Vectors (N, D) of the "image" of batches."""
-        return self._encode(images, ("image",), show_progress_bar=show_progress_bar, **kwargs)
-
-    def get_fused_embeddings(
-        self, inputs: Iterable[Mapping[str, Any]], show_progress_bar: bool = True, **kwargs: Any
-    ) -> np.ndarray:
-        """Sums (N, D) of the vectors of "text" and "image" of batches."""
-        return self._encode(inputs, ("text", "image"), show_progress_bar=show_progress_bar, **kwargs)
+        return self._encode(inputs, **kwargs)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Cosines (N, M) of every vector with every other; a single vector (D,) counts as one row."""
@@ -150,7 +145,6 @@ class MtebEncoder:
     def _encode(
         self,
         batches: Iterable[Mapping[str, Any]],
-        columns: tuple[str, ...] | None,
         show_progress_bar: bool = True,
         precision: str = "float32",
         **kwargs: Any,
@@ -159,18 +153,21 @@ class MtebEncoder:
             raise ValueError(f"precision is {precision!r}; accepted is 'float32', quantise the vectors afterwards.")
         from tqdm.auto import tqdm
 
-        rows, expected = [], columns
+        rows, expected = [], ()
         for number, batch in enumerate(tqdm(batches, desc="batches", disable=not show_progress_bar)):
             found = tuple(column for column in ("text", "image") if column in batch)
             expected = expected or found
-            if not found or not set(expected) <= set(found) or (columns is None and expected != found):
+            if not found or expected != found:
                 raise ValueError(
                     f"batch {number} has the columns {', '.join(map(str, batch)) or 'none'}; accepted are batches with "
                     f"{' and '.join(expected) or 'text, image or both'}, all alike."
                 )
             parts = []
             if "text" in expected:
-                parts.append(self.encoder.encode_texts(list(batch["text"]), self.text_kind))
+                texts = list(batch["text"])
+                # Tells which are cut.
+                self.encoder.text_lengths(texts, self.text_kind)
+                parts.append(self.encoder.encode_texts(texts, self.text_kind))
             if "image" in expected:
                 parts.append(self.encoder.encode_images([image.convert("RGB") for image in batch["image"]]))
             rows.append(sum(parts[1:], parts[0]))

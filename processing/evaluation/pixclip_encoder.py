@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..regions import box_to_mask
 from .encoders import TEXT_KINDS
 from .items import EvaluationRegion
 from .model_identity import describe_model, model_fingerprint, plain_number, weights_hash
-from .region_views import VIEWS, RegionPictures, check_view
+from .region_views import VIEWS, RegionPictures, check_view, prepare_regions, view_rules
 
 
 class PixCLIPEncoder:
@@ -26,7 +23,7 @@ class PixCLIPEncoder:
 
     Texts of the kind "long" take the long text path of a text tower that has one; "region" and "caption" take the other,
     as in training. Images are prepared by the processor. A region of which its frame shows nothing, because a centre crop
-    (`resize_mode="shortest_edge"`) cuts it off, has a vector of zeros, so that nothing is similar to it.
+    (`resize_mode="shortest_edge"`) cuts it off, has a vector of zeros, which benchmarks count as wrong (`scores.shown`).
 
     Args:
         model: In any mode and on any device; it is evaluated in eval mode and left as it was.
@@ -68,20 +65,16 @@ class PixCLIPEncoder:
         scale = self.model.logit_scale.detach().float().item()
         return min(math.exp(scale), float(self.model.config.logit_scale_max))
 
-    @cached_property
-    def _weights(self) -> str:
-        return weights_hash(self.model)
-
     def fingerprint(self) -> str:
-        """See `Encoder`. Weights are hashed once: make a new encoder of a model that was trained on."""
-        return model_fingerprint(self.model, self.processor, self._weights)
+        """See `Encoder`. Weights are hashed each time, about a second a GB."""
+        return model_fingerprint(self.model, self.processor, weights_hash(self.model), views=view_rules())
 
     def describe(self) -> dict[str, Any]:
         config, options, processor = self.model.config, self.image_processor, self.processor
         vision, text = config.vision_config, config.text_config
         size = options.size
         return {
-            **describe_model(self.model, self.name, self._weights),
+            **describe_model(self.model, self.name, weights_hash(self.model)),
             "image_size": [size["height"], size["width"]],
             "patch_size": vision.patch_size,
             "resize_mode": options.resize_mode,
@@ -131,7 +124,7 @@ class PixCLIPEncoder:
             return self._encode_pictures(images, regions, view)
         # A context crop does not hang on how the whole image is placed, and no centre crop must cut its region off.
         crops = {"crops": True, "resize_mode": "squash"} if view == "crop+mask" else {}
-        tensors = self._process(images, regions, **crops)
+        tensors = prepare_regions(self.image_processor, images, regions, **crops)
         boxes, index = tensors["region_boxes"], tensors["region_image_index"]
         rows = (boxes[:, 2] > boxes[:, 0]).nonzero().flatten()
         vectors = np.zeros((len(boxes), self.model.config.projection_dim), dtype=np.float32)
@@ -197,27 +190,6 @@ class PixCLIPEncoder:
             flush()
         return np.concatenate(vectors)
 
-    def _process(self, images: Sequence, regions: Sequence[Sequence[EvaluationRegion]], **options) -> Any:
-        """What the image processor makes of images and regions; its errors name the regions."""
-        flat = [region for group in regions for region in group]
-        given: dict[str, Any] = {}
-        if any(region.mask is not None for region in flat):
-            # Masks as they are, of which the processor decodes one at a time.
-            given["masks"] = [
-                [_mask_or_box(region, image) if region.mask is None else region.mask for region in group]
-                for image, group in zip(images, regions, strict=True)
-            ]
-        if any(region.box is not None for region in flat):
-            given["boxes"] = [[region.box for region in group] for group in regions]
-        try:
-            return self.image_processor(list(images), **given, allow_empty=True, return_tensors="pt", **options)
-        except ValueError as error:
-            place = re.search(r"\b(?:masks|boxes)\[(\d+)\]\[(\d+)\]", str(error))
-            if place is None:
-                raise
-            region = regions[int(place[1])][int(place[2])]
-            raise ValueError(f"{error} It is region {region.key!r} of {region.image.path}.") from error
-
     def _tokens(self, texts: Sequence[str], kind: str) -> dict[str, list[list[int]]]:
         return self.processor.tokenize_text(list(texts), self._max_length(kind))
 
@@ -236,11 +208,6 @@ class PixCLIPEncoder:
         with evaluating(self.model):
             outputs = features(*inputs, **options, return_dict=True)
         return outputs.pooler_output.float().cpu().numpy()
-
-
-def _mask_or_box(region: EvaluationRegion, image: Image.Image) -> np.ndarray:
-    """Mask of a region that is a box, for an image that has others with masks."""
-    return box_to_mask(region.box, image.height, image.width, f"box of region {region.key!r}")
 
 
 __all__ = ["PixCLIPEncoder"]

@@ -11,28 +11,67 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
+def bounded(default: Any, least: float, most: float = math.inf) -> Any:
+    """A field of a protocol whose numbers have a range, both ends accepted; `None` is outside of it and accepted too.
+
+    Args:
+        default: Of the field: a number, a tuple of numbers, or `None`.
+        least: The lowest number.
+        most: The highest.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Overlap(Protocol):
+        ...     iou: float = bounded(0.5, 0, 1)
+        >>> Overlap(iou=1.5)
+        Traceback (most recent call last):
+        ...
+        ValueError: iou is 1.5; accepted is a number from 0 to 1.
+    """
+    return dataclasses.field(default=default, metadata={"range": (least, most)})
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What all benchmarks decide. A benchmark's own protocol adds fields.
 
     Attributes:
-        name: Of the preset, "default" or for example "official-pixclip"; "custom" once a field was changed.
+        name: Of the preset, "default" or for example "official-pixclip". It stays when fields are changed; a result lists
+            those that were.
         limit: Only so many items (images, in the order of the files), to try things; `None` for all.
         skip_missing: Leave out items whose image file is missing, counted, in place of the error.
         bootstrap: Resamples for the 95 % intervals; 0 for none.
         seed: Of the resamples and of everything else that is drawn.
+
+    Raises:
+        ValueError: If a number is outside of the range of its field, see `bounded`.
     """
 
     name: str = "default"
-    limit: int | None = None
+    limit: int | None = bounded(None, 1)
     skip_missing: bool = False
     bootstrap: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if "range" not in field.metadata or value is None:
+                continue
+            least, most = field.metadata["range"]
+            if not all(least <= number <= most for number in (value if isinstance(value, tuple) else (value,))):
+                accepted = f"a number of {least} or more" if most == math.inf else f"a number from {least} to {most}"
+                or_none = ", or none" if field.default is None else ""
+                raise ValueError(f"{field.name} is {value!r}; accepted is {accepted}{or_none}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, tuples as lists."""
         plain = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+    def details(self) -> dict[str, Any]:
+        """What values of fields that are names stand for, plain values; goes into the result beside the fields."""
+        return {}
 
     def changed(self, values: Mapping[str, Any]) -> Protocol:
         """A copy with fields changed, each checked; strings are read as the field's type.
@@ -42,7 +81,7 @@ class Protocol:
 
         Example:
             >>> Protocol().changed({"limit": "100", "skip_missing": "true"})
-            Protocol(name='custom', limit=100, skip_missing=True, bootstrap=1000, seed=0)
+            Protocol(name='default', limit=100, skip_missing=True, bootstrap=1000, seed=0)
         """
         hints = get_type_hints(type(self))
         fields = [name for name in hints if name != "name"]
@@ -55,7 +94,7 @@ class Protocol:
             except ValueError as error:
                 raise ValueError(f"{name} is {value!r}; accepted is {error}.") from None
         changed = dataclasses.replace(self, **new)
-        return dataclasses.replace(changed, name="custom") if changed != self else self
+        return changed if changed != self else self
 
 
 def _read(value: Any, hint: Any) -> Any:

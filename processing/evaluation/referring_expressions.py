@@ -3,25 +3,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..image_reading import read_image
 from ..region_records import read_image_header
-from ..regions import BOX_TOLERANCE, encode_rle
+from ..regions import BOX_TOLERANCE
 from .benchmark import Benchmark, SourceFile
 from .boxes import box_iou
-from .encoders import Encoder
 from .expression_parser import ReferringPhrase, parse_expression, spatial_probabilities
 from .features import FeatureExtractor
 from .items import EvaluationImage, EvaluationRegion
-from .protocols import Protocol
+from .model_identity import public_name
 from .referring_files import (
     PHOTO_FOLDERS,
     ReferringData,
@@ -31,115 +30,18 @@ from .referring_files import (
     read_detections,
     read_reclip,
     read_unc,
+    referring_layout,
 )
-from .region_classification import resolve_view
+from .referring_protocols import (
+    COSINE_TOLERANCE,
+    RefCocoGProtocol,
+    ReferringProtocol,
+    referring_presets,
+    resolve_views,
+)
 from .results import BenchmarkResult, Figure
-from .scores import mean_figure, unit
-
-
-# What "auto" stands for: PixCLIP's pair of views, and ReCLIP's for models without a mask input.
-_AUTO_VIEWS = ("full+mask + blur+mask", "box-crop + blur")
-_FIRST_FOLDER = next(iter(PHOTO_FOLDERS))
-# Photos that SAM 2 gets at a time.
-_PHOTOS = 4
-
-
-@dataclass(frozen=True)
-class ReferringProtocol(Protocol):
-    """What decides an accuracy on referring expressions besides the model.
-
-    A candidate's score is the sum over the views of the cosine of its vector and the sentence's, times the model's
-    logit scale; the candidate with the highest is the answer. The sentence is put into `prompt` in lower case.
-
-    Attributes:
-        split: "val", "testA" (persons) or "testB" (other objects).
-        source: Which files are read: "unc", the authors' refs and instances, or "reclip", ReCLIP's JSON lines.
-        candidates: "ground-truth": all objects that are annotated in the photo, of "unc" without groups (`iscrowd`);
-            or "detector": the boxes of ReCLIP's file of detections.
-        iou: The answer is right if its box overlaps that of the object by more than this, strictly.
-        masks: What is shown of a candidate: its "annotation" (ground-truth candidates alone), its "box", or the mask
-            that SAM 2 makes of the box ("sam2").
-        mask_model: SAM 2 checkpoint of "sam2", a Hub id or a folder.
-        views: Ways of showing a candidate, names of `region_views.VIEWS`, each a figure of its own; views joined as in
-            "full+mask + blur+mask" are one, their cosines are added. "auto" is that pair of a model that takes masks,
-            and "box-crop + blur" of any other; the result's protocol says which it was.
-        prompt: What the sentence is put into, at "{}".
-        expression: "raw", the sentence as it was typed, or "sent", as the authors cleaned it.
-        parser: Whether spatial words ("left", "behind the bus") count: the softmax of the scores is multiplied by what
-            `expression_parser` makes of them.
-        no_boxes: A photo in which the detector found nothing: its sentences are "wrong", or the "whole image" is the
-            only candidate. They are counted.
-        ties: "pessimistic": a wrong candidate with the same score wins; "optimistic": a right one does.
-
-    Example:
-        >>> RefCoco.presets["official-pixclip"].changed({"split": "testA"}).candidates
-        'detector'
-    """
-
-    split: Literal["val", "testA", "testB"] = "val"
-    source: Literal["unc", "reclip"] = "unc"
-    candidates: Literal["ground-truth", "detector"] = "ground-truth"
-    iou: float = 0.5
-    masks: Literal["annotation", "box", "sam2"] = "annotation"
-    mask_model: str = "facebook/sam2.1-hiera-large"
-    views: tuple[str, ...] = ("auto",)
-    prompt: str = "a photo of {}"
-    expression: Literal["raw", "sent"] = "raw"
-    parser: bool = False
-    no_boxes: Literal["wrong", "whole image"] = "wrong"
-    ties: Literal["pessimistic", "optimistic"] = "pessimistic"
-
-
-@dataclass(frozen=True)
-class RefCocoGProtocol(ReferringProtocol):
-    """`ReferringProtocol` for RefCOCOg.
-
-    Attributes:
-        split: "val" or "test", of UMD.
-
-    Example:
-        >>> RefCocoGProtocol().changed({"split": "test"}).split
-        'test'
-    """
-
-    split: Literal["val", "test"] = "val"
-
-
-def _presets(default: ReferringProtocol) -> dict[str, ReferringProtocol]:
-    """The protocols of a benchmark by name; `ReferringExpressions` tells what they are."""
-    official = replace(
-        default,
-        name="official-pixclip",
-        source="reclip",
-        candidates="detector",
-        masks="sam2",
-        views=(_AUTO_VIEWS[0],),
-        parser=True,
-        no_boxes="whole image",
-    )
-    boxes = replace(default, name="detector-boxes", candidates="detector", masks="box")
-    return {protocol.name: protocol for protocol in (default, official, boxes)}
-
-
-def _layout(folder: str, refs: str) -> tuple[SourceFile, ...]:
-    archive = f"It is in {folder}.zip, linked at https://github.com/lichengunc/refer#download."
-    reclip = "It is in reclip_data.tar.gz, see https://github.com/allenai/reclip#data-download."
-    return (
-        SourceFile(f"{folder}/refs({refs}).p", "sentences, of source=unc", archive),
-        SourceFile(f"{folder}/instances.json", "objects, of source=unc and of masks=annotation", archive),
-        SourceFile(
-            f"reclip_data/{folder}_{{split}}.jsonl",
-            "sentences and objects, of source=reclip; the split in lower case",
-            reclip,
-        ),
-        SourceFile(f"reclip_data/{folder}_dets_dict.json", "a detector's boxes, of candidates=detector", reclip),
-        SourceFile(
-            _FIRST_FOLDER,
-            f"folder of the photos COCO_train2014_*.jpg; accepted are {', '.join(PHOTO_FOLDERS)}, in train2017 under the names "
-            f"of COCO 2017 (the same photos)",
-            "They are in train2014.zip or train2017.zip of https://cocodataset.org/#download.",
-        ),
-    )
+from .sam_masks import with_sam_masks
+from .scores import NOT_SHOWN, mean_figure, shown, unit
 
 
 class ReferringExpressions(Benchmark):
@@ -162,7 +64,11 @@ class ReferringExpressions(Benchmark):
     view. Chance is the mean of the share of candidates that would be right, and is not known with the parser. No model
     exceeds the share of "sentences with a right candidate", which is counted.
 
-    Masks of SAM 2 are made once for all models that an instance evaluates, on the GPU where there is one.
+    A candidate of which the model's frame shows nothing, in any view of a sum, is never the answer; how many there are is
+    counted. A sentence with no other candidates is wrong.
+
+    Masks of SAM 2 are made once for all models that an instance evaluates, on the GPU where there is one; the result's
+    protocol has the checkpoint's own name, without folders, and the SHA-256 of its weights.
 
     `items` of a result are the sentences under the first view: `box` that of the object, `predicted_box` and
     `predicted_mask` those of the answer, `score` the answer's probability.
@@ -196,9 +102,10 @@ class ReferringExpressions(Benchmark):
         self._sizes: dict[int, tuple[int, int]] = {}
         self.right: list[np.ndarray] = []
         self.referred: list[tuple[float, ...]] = []
+        self._mask_weights: str | None = None
 
     def path(self, source: SourceFile) -> Path:
-        if source.path == _FIRST_FOLDER:
+        if source.path in PHOTO_FOLDERS:
             return self.data_dir / photo_folder(self.data_dir)
         path = super().path(source)
         lower = path.with_name(path.name.lower())
@@ -213,6 +120,10 @@ class ReferringExpressions(Benchmark):
             *((detections,) if protocol.candidates == "detector" else ()),
             photos,
         )
+
+    def changed_fields(self) -> dict[str, Any]:
+        changed = super().changed_fields()
+        return changed | {name: public_name(value) for name, value in changed.items() if name == "mask_model"}
 
     def load(self) -> None:
         if self.expressions:
@@ -283,98 +194,85 @@ class ReferringExpressions(Benchmark):
         regions, boxes = [], []
         for name, box, mask in offered:
             box = (0.0, 0.0, float(width), float(height)) if box is None else box
-            shown = _inside(box, width, height)
-            if (shown[2:] - shown[:2] < BOX_TOLERANCE).any():
+            inside = _inside(box, width, height)
+            if (inside[2:] - inside[:2] < BOX_TOLERANCE).any():
                 left_out["candidates left out, no area within the image"] += 1
                 continue
             if self.protocol.masks != "annotation":
                 mask = None
             elif mask is None:
                 left_out["candidates shown as boxes, their annotation has no usable mask"] += 1
-            regions.append(EvaluationRegion(f"{image.key}#{name}", image, mask, tuple(shown.tolist())))
+            regions.append(EvaluationRegion(f"{image.key}#{name}", image, mask, tuple(inside.tolist())))
             boxes.append(box)
         self.candidates[image_id] = regions
         self._boxes[image_id] = np.array(boxes, dtype=np.float64).reshape(-1, 4)
         self._sizes[image_id] = (width, height)
 
     def _add_sam_masks(self, left_out: Counter[str]) -> None:
-        try:
-            from ..longgrit.box_masks import BoxMasks
-        except ImportError as error:
-            raise ImportError(
-                f"{self.name}: masks is 'sam2', which needs the extra longgrit: pip install \"pixclip[longgrit]\" ({error}). "
-                f"Accepted without it are masks=box and, for ground-truth candidates, masks=annotation."
-            ) from error
-        import torch
-
-        maker = BoxMasks(self.protocol.mask_model, "cuda" if torch.cuda.is_available() else "cpu")
-        waiting = [image_id for image_id, regions in self.candidates.items() if regions]
-        for start in range(0, len(waiting), _PHOTOS):
-            some = [self.candidates[image_id] for image_id in waiting[start : start + _PHOTOS]]
-            # Annotations and detections count in pixels as they are stored.
-            pictures = [read_image(regions[0].image.path, regions[0].image.key, upright=False) for regions in some]
-            found = maker.segment(pictures, [[region.box for region in regions] for regions in some])
-            for image_id, regions, masks in zip(waiting[start:], some, found, strict=False):
-                left_out["candidates shown as boxes, SAM 2 found nothing in them"] += sum(
-                    not mask.any() for mask in masks
-                )
-                self.candidates[image_id] = [
-                    replace(region, mask=encode_rle(mask)) if mask.any() else region
-                    for region, mask in zip(regions, masks, strict=True)
-                ]
+        masked, self._mask_weights = with_sam_masks(
+            list(self.candidates.values()), self.protocol.mask_model, self.name
+        )
+        self.candidates = dict(zip(self.candidates, masked, strict=True))
+        left_out["candidates shown as boxes, SAM 2 found nothing in them"] += sum(
+            region.mask is None for regions in masked for region in regions
+        )
 
     def evaluate(self, features: FeatureExtractor) -> BenchmarkResult:
         self.load()
-        views = _views(self.protocol.views, features.encoder)
+        views = resolve_views(self.protocol.views, features.encoder)
         phrases = [parse_expression(each.text) if self.protocol.parser else None for each in self.expressions]
         texts = self._text_vectors(features, phrases)
         regions = [region for of_image in self.candidates.values() for region in of_image]
-        starts = dict(zip(self.candidates, np.cumsum([0, *map(len, self.candidates.values())]).tolist(), strict=False))
+        starts = dict(zip(self.candidates, np.cumsum([0, *map(len, self.candidates.values())]), strict=False))
+        scale = features.encoder.logit_scale
         figures: dict[str, Figure] = {}
+        counts: dict[str, int] = {}
         items: list[dict[str, Any]] = []
         for view in views:
-            vectors = self._vectors(features, regions, view)
+            vectors, seen = self._vectors(features, regions, view)
             plain, parsed = [], []
             for expression, phrase in zip(self.expressions, phrases, strict=True):
                 start = starts[expression.image_id]
-                own = vectors[start : start + len(self.candidates[expression.image_id])]
-                probabilities = self._probabilities(own, texts, expression.text, features.encoder.logit_scale)
+                own = slice(start, start + len(self.candidates[expression.image_id]))
+                probability = partial(_probabilities, vectors[own], seen[own], texts, scale)
+                probabilities = probability(expression.text.lower())
                 plain.append(probabilities)
-                if phrase is not None and phrase.is_spatial and len(own):
-                    factor = self._spatial(
-                        expression,
-                        phrase,
-                        lambda text, own=own: self._probabilities(own, texts, text, features.encoder.logit_scale),
-                    )
-                    product = probabilities * factor
+                if phrase is not None and phrase.is_spatial and probabilities.any():
+                    product = probabilities * self._spatial(expression, phrase, probability)
                     probabilities = product / product.sum() if product.sum() > 0 else probabilities
                 parsed.append(probabilities)
             prefix = f"{view}: " if len(views) > 1 else ""
-            correct, answers = self._answers(parsed)
+            counts[prefix + NOT_SHOWN] = int((~seen).sum())
+            # Softmax turns a difference of scores into a quotient.
+            lowest = math.exp(-COSINE_TOLERANCE * scale * len(view.split(" + ")))
+            correct, answers = self._answers(parsed, lowest)
             figures[f"{prefix}accuracy"] = self._figure(correct, None if self.protocol.parser else self._chance())
             if self.protocol.parser:
-                figures[f"{prefix}accuracy without the parser"] = self._figure(self._answers(plain)[0], self._chance())
+                correct_plain, _ = self._answers(plain, lowest)
+                figures[f"{prefix}accuracy without the parser"] = self._figure(correct_plain, self._chance())
             items = items or self._items(parsed, correct, answers)
         if self.protocol.parser:
-            self.counts["sentences with spatial words"] = sum(phrase.is_spatial for phrase in phrases)
+            counts["sentences with spatial words"] = sum(phrase.is_spatial for phrase in phrases)
             figures["accuracy of the spatial words alone"] = self._figure(self._spatial_alone(phrases), None)
         prefix = f"{views[0]}: " if len(views) > 1 else ""
-        result = self.result(features, figures, items, self.images.values(), f"{prefix}accuracy")
-        result.protocol["views"] = views
+        result = self.result(features, figures, items, self.images.values(), f"{prefix}accuracy", views)
+        # Of this model, and none of the next one that the instance evaluates.
+        result.counts |= counts
+        result.protocol |= {
+            "mask_model": public_name(self.protocol.mask_model),
+            "mask_model_sha256": self._mask_weights,
+        }
         return result
 
-    def _vectors(self, features: FeatureExtractor, regions: Sequence[EvaluationRegion], view: str) -> np.ndarray:
-        """Vectors (R, D) whose products with those of texts are the cosines, summed over the parts of the view."""
+    def _vectors(
+        self, features: FeatureExtractor, regions: Sequence[EvaluationRegion], view: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (R, D) whose products with those of texts are the cosines, summed over the parts of the view, and which
+        candidates all parts show (R,)."""
         if not regions:
-            return np.zeros((0, 1), dtype=np.float32)
-        vectors = sum(unit(features.regions(regions, part)) for part in view.split(" + "))
-        broken = ~np.isfinite(vectors).all(axis=1)
-        if broken.any():
-            raise ValueError(
-                f"{self.name}: {int(broken.sum())} of {len(vectors)} vectors of the view {view!r} hold NaN or infinity, the "
-                f"first is that of {regions[int(np.argmax(broken))].key!r}; accepted are finite numbers."
-            )
-        return vectors
+            return np.zeros((0, 1), dtype=np.float32), np.zeros(0, dtype=bool)
+        parts = [unit(features.regions(regions, part)) for part in view.split(" + ")]
+        return sum(parts), np.all([shown(part) for part in parts], axis=0)
 
     def _text_vectors(
         self, features: FeatureExtractor, phrases: Sequence[ReferringPhrase | None]
@@ -386,30 +284,20 @@ class ReferringExpressions(Benchmark):
         prompts = [self.protocol.prompt.replace("{}", text) for text in wanted]
         return dict(zip(wanted, unit(features.texts(prompts, "region")), strict=True))
 
-    def _probabilities(
-        self, vectors: np.ndarray, texts: Mapping[str, np.ndarray], text: str, scale: float
-    ) -> np.ndarray:
-        """Softmax of the scores over the candidates, (N,), float64."""
-        if not len(vectors):
-            return np.zeros(0)
-        logits = (vectors @ texts[text.lower()]).astype(np.float64) * scale
-        powers = np.exp(logits - logits.max())
-        return powers / powers.sum()
-
     def _spatial(self, expression: ReferringExpression, phrase: ReferringPhrase, probability: Any) -> np.ndarray:
         return spatial_probabilities(
             phrase, self._boxes[expression.image_id], self._sizes[expression.image_id][0], probability
         )
 
-    def _answers(self, probabilities: Sequence[np.ndarray]) -> tuple[np.ndarray, list[int | None]]:
-        """Whether each sentence is answered rightly, and by which candidate."""
+    def _answers(self, probabilities: Sequence[np.ndarray], lowest: float) -> tuple[np.ndarray, list[int | None]]:
+        """Whether each sentence is answered rightly, and by which candidate; as good as the best is `lowest` of it."""
         correct, answers = [], []
         for scores, right in zip(probabilities, self.right, strict=True):
-            if not len(scores):
+            if not scores.any():
                 correct.append(False)
                 answers.append(None)
                 continue
-            best = scores == scores.max()
+            best = scores >= scores.max() * lowest
             won = best & right if self.protocol.ties == "optimistic" else best & ~right
             answer = int(np.argmax(won if won.any() else best))
             correct.append(bool(right[answer]))
@@ -431,7 +319,8 @@ class ReferringExpressions(Benchmark):
         return np.array(shares)
 
     def _figure(self, values: np.ndarray, chance: float | None) -> Figure:
-        return mean_figure(values, self.protocol.bootstrap, self.protocol.seed, chance)
+        photos = [expression.image_id for expression in self.expressions]
+        return mean_figure(values, photos, self.protocol.bootstrap, self.protocol.seed, chance)
 
     def _items(
         self, probabilities: Sequence[np.ndarray], correct: np.ndarray, answers: Sequence[int | None]
@@ -455,22 +344,25 @@ class ReferringExpressions(Benchmark):
         return items
 
 
+def _probabilities(
+    vectors: np.ndarray, seen: np.ndarray, texts: Mapping[str, np.ndarray], scale: float, text: str
+) -> np.ndarray:
+    """Softmax of the scores over the candidates that are seen, (N,), float64; 0 of the others, also where there are none."""
+    if not seen.any():
+        return np.zeros(len(seen))
+    logits = np.where(seen, (vectors @ texts[text]).astype(np.float64) * scale, -np.inf)
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
 def _inside(box: Any, width: int, height: int) -> np.ndarray:
     return np.clip(np.asarray(box, dtype=np.float64), 0, [width, height, width, height])
-
-
-def _views(views: Sequence[str], encoder: Encoder) -> list[str]:
-    """The protocol's views, "auto" replaced, checked against the model."""
-    masked, unmasked = _AUTO_VIEWS
-    automatic = masked if any(view.endswith("+mask") for view in encoder.views) else unmasked
-    return [resolve_view(automatic if view == "auto" else view, encoder) for view in views]
 
 
 class RefCoco(ReferringExpressions):
     """RefCOCO (Yu et al. 2016): short sentences that may name places, splits of UNC.
 
-    Sentences of the published splits: val 10,834, testA 5,657 (persons), testB 5,095. Presets: see
-    `ReferringExpressions`.
+    Its testA shows persons, testB other objects. Presets: see `ReferringExpressions`.
 
     Example:
         >>> benchmark = RefCoco("data", RefCoco.presets["official-pixclip"])  # doctest: +SKIP
@@ -481,14 +373,16 @@ class RefCoco(ReferringExpressions):
     name = "refcoco"
     summary = "which object of a photo a sentence means: accuracy at an overlap above 0.5"
     dataset = "RefCOCO"
-    presets = _presets(ReferringProtocol())
-    layout = _layout("refcoco", "unc")
+    published = {
+        f"RefCOCO {split}": {"sentences": count}
+        for split, count in (("val", 10_834), ("testA", 5_657), ("testB", 5_095))
+    }
+    presets = referring_presets(ReferringProtocol())
+    layout = referring_layout("refcoco", "unc")
 
 
 class RefCocoPlus(ReferringExpressions):
     """RefCOCO+ (Yu et al. 2016): as RefCOCO, but those who wrote were not to name places; splits of UNC.
-
-    Sentences of the published splits: val 10,758, testA 5,726 (persons), testB 4,889.
 
     Example:
         >>> RefCocoPlus.presets["default"].split
@@ -498,14 +392,16 @@ class RefCocoPlus(ReferringExpressions):
     name = "refcoco+"
     summary = "as refcoco, sentences without places: accuracy at an overlap above 0.5"
     dataset = "RefCOCO+"
-    presets = _presets(ReferringProtocol())
-    layout = _layout("refcoco+", "unc")
+    published = {
+        f"RefCOCO+ {split}": {"sentences": count}
+        for split, count in (("val", 10_758), ("testA", 5_726), ("testB", 4_889))
+    }
+    presets = referring_presets(ReferringProtocol())
+    layout = referring_layout("refcoco+", "unc")
 
 
 class RefCocoG(ReferringExpressions):
     """RefCOCOg (Mao et al. 2016): longer sentences, splits of UMD, in which no photo is in two.
-
-    Sentences of the published splits: val 4,896, test 9,602.
 
     Example:
         >>> RefCocoG.presets["default"].changed({"split": "testA"})
@@ -517,5 +413,6 @@ class RefCocoG(ReferringExpressions):
     name = "refcocog"
     summary = "as refcoco, longer sentences: accuracy at an overlap above 0.5"
     dataset = "RefCOCOg"
-    presets = _presets(RefCocoGProtocol())
-    layout = _layout("refcocog", "umd")
+    published = {f"RefCOCOg {split}": {"sentences": count} for split, count in (("val", 4_896), ("test", 9_602))}
+    presets = referring_presets(RefCocoGProtocol())
+    layout = referring_layout("refcocog", "umd")

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..coco_annotations import CocoAnnotations
+from .benchmark import SourceFile
+from .retrieval_files import read_lines, read_text
 
 
 # Where the photos may lie below the data folder, the first that is there, and how they are called in it. COCO's 2017
@@ -24,6 +26,37 @@ PHOTO_FOLDERS = {
     "train2017": "{:012d}.jpg",
     "images/train2017": "{:012d}.jpg",
 }
+
+
+def referring_layout(folder: str, refs: str) -> tuple[SourceFile, ...]:
+    """Layout of a data set: sentences and objects of UNC, sentences and detections of ReCLIP, and the photos.
+
+    Args:
+        folder: Its name in both, e.g. "refcoco+".
+        refs: Who split it, "unc" or "umd".
+
+    Example:
+        >>> [source.path for source in referring_layout("refcocog", "umd")][:2]
+        ['refcocog/refs(umd).p', 'refcocog/instances.json']
+    """
+    archive = f"It is in {folder}.zip, linked at https://github.com/lichengunc/refer#download."
+    reclip = "It is in reclip_data.tar.gz, see https://github.com/allenai/reclip#data-download."
+    return (
+        SourceFile(f"{folder}/refs({refs}).p", "sentences, of source=unc", archive),
+        SourceFile(f"{folder}/instances.json", "objects, of source=unc and of masks=annotation", archive),
+        SourceFile(
+            f"reclip_data/{folder}_{{split}}.jsonl",
+            "sentences and objects, of source=reclip; the split in lower case",
+            reclip,
+        ),
+        SourceFile(f"reclip_data/{folder}_dets_dict.json", "a detector's boxes, of candidates=detector", reclip),
+        SourceFile(
+            next(iter(PHOTO_FOLDERS)),
+            f"folder of the photos COCO_train2014_*.jpg; accepted are {', '.join(PHOTO_FOLDERS)}, in train2017 under the names "
+            f"of COCO 2017 (the same photos)",
+            "They are in train2014.zip or train2017.zip of https://cocodataset.org/#download.",
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +174,7 @@ def read_unc(refs: Path, instances: Path, split: str, words: str) -> ReferringDa
 def read_reclip(lines: Path, words: str) -> ReferringData:
     """Reads ReCLIP's layout: one reference a line.
 
-    Candidates are the line's `anns`, as they are.
+    Candidates are the line's `anns`, in any order; lines of one photo must have the same.
 
     Args:
         lines: JSON lines of {"image_id", "ann_id": id or list of ids, "anns": [{"id", "bbox": [x, y, width, height]}],
@@ -152,10 +185,8 @@ def read_reclip(lines: Path, words: str) -> ReferringData:
         ValueError: If a line is malformed.
     """
     data = ReferringData()
-    for number, line in enumerate(lines.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_lines(lines):
         where = f"{lines}: line {number}"
-        if not line.strip():
-            continue
         try:
             entry = json.loads(line)
         except ValueError as error:
@@ -178,7 +209,7 @@ def read_reclip(lines: Path, words: str) -> ReferringData:
                 f"{where}: key 'ann_id' is {list(referred)}; accepted are ids of its 'anns', {list(objects)}."
             )
         known = data.objects.setdefault(data.expressions[-1].image_id, list(objects.values()))
-        if known != list(objects.values()):
+        if {each.annotation_id: each for each in known} != objects:
             raise ValueError(f"{where}: its 'anns' are others than those of an earlier line of image {image_id}.")
     if not data.expressions:
         raise ValueError(f"{lines} holds no sentence.")
@@ -216,8 +247,8 @@ def read_detections(path: Path) -> dict[int, list[tuple[float, float, float, flo
         14
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}).") from error
     found: dict[int, list[tuple[float, float, float, float]]] = {}
     if isinstance(content, Mapping):

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
 
 from ..regions import box_to_mask, check_box, mask_to_box, to_mask
@@ -20,6 +23,19 @@ PADDED_CROP_SCALE = 1.5
 BLUR_RADIUS = 100
 # Of a box crop, on each side, in units of the box.
 BOX_MARGIN = 0.15
+
+# Raised when a picture comes out otherwise by code alone.
+_VIEWS_VERSION = 1
+
+
+def view_rules() -> list[float]:
+    """What the pictures hang on, for fingerprints.
+
+    Example:
+        >>> view_rules()
+        [1, 600, 1.5, 100, 0.15]
+    """
+    return [_VIEWS_VERSION, PADDING, PADDED_CROP_SCALE, BLUR_RADIUS, BOX_MARGIN]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +60,23 @@ VIEWS: dict[str, View] = {
     "full+mask": View("whole image, the mask enters the tower", mask=True),
     "crop+mask": View("context crop of the processor, the mask enters the tower", mask=True),
     "padded-crop+mask": View(
-        "window of 1.5 times the longer side of the box, out of the image with a white border of 600 pixels, the mask "
-        "enters the tower (PixCLIP's evaluation)",
+        f"window of {PADDED_CROP_SCALE:g} times the longer side of the box, out of the image with a white border of "
+        f"{PADDING} pixels, the mask enters the tower (PixCLIP's evaluation)",
         picture=True,
         mask=True,
     ),
     "blur+mask": View(
-        "whole image, blurred by a Gaussian of radius 100 outside the mask, the mask enters the tower",
+        f"whole image, blurred by a Gaussian of radius {BLUR_RADIUS} outside the mask, the mask enters the tower",
         picture=True,
         mask=True,
     ),
     "full": View("whole image without the mask: the control that knows nothing of the region"),
-    "blur": View("whole image, blurred by a Gaussian of radius 100 outside the mask", picture=True),
-    "box-crop": View("box with a margin of 15 % on each side", picture=True),
-    "masked-crop": View("box with a margin of 15 %, all outside the mask in the mean colour", picture=True),
+    "blur": View(f"whole image, blurred by a Gaussian of radius {BLUR_RADIUS} outside the mask", picture=True),
+    "box-crop": View(f"box with a margin of {100 * BOX_MARGIN:g} % on each side", picture=True),
+    "masked-crop": View(
+        f"box with a margin of {100 * BOX_MARGIN:g} % on each side, all outside the mask in the processor's mean colour",
+        picture=True,
+    ),
     "mask-pooled": View("dense map of the whole image, mean under the mask", pooling="mask"),
     "conditioned-mask-pooled": View(
         "dense map of the whole image into which the mask enters, mean under the mask", mask=True, pooling="mask"
@@ -116,6 +135,59 @@ def region_box(region: EvaluationRegion, height: int, width: int) -> np.ndarray:
     if region.box is None:
         return mask_to_box(region_mask(region, height, width))
     return check_box(region.box, height, width, f"box of region {region.key!r}")
+
+
+def prepare_regions(
+    image_processor: Any, images: Sequence[Image.Image], regions: Sequence[Sequence[EvaluationRegion]], **options: Any
+) -> dict[str, torch.Tensor]:
+    """What PixCLIP's image processor makes of images and their regions; masks are decoded one at a time.
+
+    Args:
+        image_processor: A `PixCLIPImageProcessor`.
+        images: B images, mode RGB.
+        regions: Those of each image.
+        options: More of the processor's options, for example `crops`.
+
+    Returns:
+        Its tensors. A region of which the frame shows nothing has zeros in `region_boxes`.
+
+    Raises:
+        ValueError: If a region does not fit its image or is empty; names the region.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from processing_pixclip import PixCLIPImageProcessor
+        >>> from processing_pixclip.evaluation.items import EvaluationImage
+        >>> region = EvaluationRegion("1.jpg#7", EvaluationImage("1.jpg", Path("1.jpg")), box=(0, 0, 50, 20))
+        >>> prepare_regions(PixCLIPImageProcessor(size=32), [Image.new("RGB", (100, 80))], [[region]])["region_boxes"]
+        tensor([[0.0000, 0.0000, 0.5000, 0.2500]])
+    """
+    flat = [(region, image) for image, group in zip(images, regions, strict=True) for region in group]
+    given: dict[str, Any] = {}
+    if any(region.mask is not None for region, _ in flat):
+        given["masks"] = [
+            [
+                region_mask(region, image.height, image.width) if region.mask is None else region.mask
+                for region in group
+            ]
+            for image, group in zip(images, regions, strict=True)
+        ]
+    if any(region.box is not None for region, _ in flat):
+        given["boxes"] = [[region.box for region in group] for group in regions]
+    try:
+        tensors = image_processor(list(images), **given, allow_empty=True, return_tensors="pt", **options)
+    except ValueError as error:
+        found = re.search(r"\b(?:masks|boxes)\[(\d+)\]\[(\d+)\]", str(error))
+        if found is None:
+            raise
+        region = regions[int(found[1])][int(found[2])]
+        raise ValueError(f"{error} It is region {region.key!r} of {region.image.path}.") from error
+    for row in (tensors["region_boxes"][:, 2] <= tensors["region_boxes"][:, 0]).nonzero().flatten().tolist():
+        # The frame may cut a region off; one that is empty to begin with is an error.
+        region, image = flat[row]
+        region_mask(region, image.height, image.width)
+        region_box(region, image.height, image.width)
+    return tensors
 
 
 class RegionPictures:
@@ -231,4 +303,14 @@ def _alpha(mask: np.ndarray) -> np.ndarray:
     return np.rint(mask * 255).astype(np.uint8)
 
 
-__all__ = ["VIEWS", "RegionPictures", "View", "check_view", "padded_crop_window", "region_box", "region_mask"]
+__all__ = [
+    "VIEWS",
+    "RegionPictures",
+    "View",
+    "check_view",
+    "padded_crop_window",
+    "prepare_regions",
+    "region_box",
+    "region_mask",
+    "view_rules",
+]

@@ -133,7 +133,7 @@ def list_benchmarks() -> str:
 
 
 def describe_protocol(protocol: Protocol) -> str:
-    """All fields of a protocol with their values, what they decide and what else they accept.
+    """All fields of a protocol with their values, what they decide and what else they accept, and what they stand for.
 
     Args:
         protocol: Of any benchmark.
@@ -141,7 +141,8 @@ def describe_protocol(protocol: Protocol) -> str:
     Example:
         >>> print(describe_protocol(Protocol(limit=3)))
         name = "default"
-            Of the preset, "default" or for example "official-pixclip"; "custom" once a field was changed.
+            Of the preset, "default" or for example "official-pixclip". It stays when fields are changed; a result lists those
+            that were.
         limit = 3
             Only so many items (images, in the order of the files), to try things; `None` for all.
         skip_missing = false
@@ -161,6 +162,7 @@ def describe_protocol(protocol: Protocol) -> str:
         if choices:
             text = f"{text} Accepted: {', '.join(choices)}.".strip()
         lines += textwrap.wrap(text, 116, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+    lines += [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in protocol.details().items()]
     return "\n".join(lines)
 
 

@@ -97,13 +97,13 @@ def format_interval(figure: Figure, name: str = "") -> str:
 
 
 def is_share(name: str) -> bool:
-    """Whether a figure of this name is a share, or a cosine: all but ranks are.
+    """Whether a figure of this name is a share, 0 to 1: all but ranks, and cosines and gains, which may be below 0, are.
 
     Example:
-        >>> is_share("text to image R@1"), is_share("text to image median rank")
-        (True, False)
+        >>> is_share("text to image R@1"), is_share("text to image median rank"), is_share("two regions: cosine")
+        (True, False, False)
     """
-    return not name.endswith("rank")
+    return not (name.endswith(("rank", "cosine")) or name.rpartition(": ")[2].startswith("gain over "))
 
 
 def choose_examples(result: BenchmarkResult) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -40,9 +40,9 @@ class BenchmarkResult:
     Attributes:
         benchmark: Its name.
         task: What is measured, in words of the Hub's model index, e.g. "image-text-retrieval".
-        dataset: Name and split of the data, e.g. "COCO 2017 val".
+        dataset: Name and split of the data, e.g. "COCO val2017"; "part of ..." or "not the published ..." where that is so.
         main_figure: Name of the figure that stands for the benchmark.
-        protocol: All fields of the protocol, see `Protocol`.
+        protocol: All fields of the protocol, and what those that are names stand for; see `Protocol`.
         model: What the encoder told of itself.
         figures: By name, e.g. "top-1", "mask view: top-5", "text to image R@1".
         counts: How much there was of everything: images, regions, classes, texts, what was left out and why.
@@ -50,6 +50,8 @@ class BenchmarkResult:
         items: For each item a plain dict: `key`, `correct` (bool), `score` (how sure, greater is surer), and for the
             report `image` (key), `mask` or `box`, `truth`, `predicted`, `text`. Not in the results file.
         images: Files of the images by key, for the report. Not in the results file.
+        changed: Fields of the protocol with another value than in the preset that it is called after.
+        data: SHA-256 and size of each file of annotations that was read, by its path below the data folder.
     """
 
     benchmark: str
@@ -63,6 +65,8 @@ class BenchmarkResult:
     versions: dict[str, str]
     items: list[dict[str, Any]] = field(default_factory=list, repr=False)
     images: dict[str, str] = field(default_factory=dict, repr=False)
+    changed: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.main_figure not in self.figures:
@@ -74,6 +78,11 @@ class BenchmarkResult:
                 raise ValueError(
                     f"figure {name!r} of {self.benchmark} is {figure.value}: it has no items, or vectors are not finite."
                 )
+
+    @property
+    def protocol_label(self) -> str:
+        """Name of the preset, and what was changed: "default, limit=100"."""
+        return protocol_label(self.protocol["name"], self.changed)
 
     def to_dict(self) -> dict[str, Any]:
         """What the results file holds: nothing that differs between two runs with one seed."""
@@ -90,3 +99,16 @@ class BenchmarkResult:
         """Reads what `to_dict` made."""
         figures = {name: Figure(**figure) for name, figure in content["figures"].items()}
         return cls(**{**content, "figures": figures})
+
+
+def protocol_label(name: str, changed: Mapping[str, Any]) -> str:
+    """A preset and what was changed of it, as the command line sets it.
+
+    Example:
+        >>> protocol_label("default", {"limit": 100, "views": ["roi", "full"]})
+        'default, limit=100, views=roi,full'
+    """
+    values = {
+        field: ",".join(map(str, value)) if isinstance(value, list) else value for field, value in changed.items()
+    }
+    return ", ".join([name, *(f"{field}={value}" for field, value in values.items())])

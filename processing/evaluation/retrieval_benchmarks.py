@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from ..coco_annotations import CocoAnnotations
@@ -16,11 +17,12 @@ from ..region_records import check_relative_path
 from .benchmark import SourceFile
 from .image_text_retrieval import CaptionedImage, ImageTextRetrieval, RetrievalProtocol
 from .retrieval_files import (
+    read_first_records,
     read_flickr_tokens,
     read_json,
-    read_json_array,
     read_json_lines,
     read_karpathy,
+    read_text,
     texts_of,
     values_of,
 )
@@ -30,6 +32,11 @@ _KARPATHY = "Karpathy and Fei-Fei's split: https://cs.stanford.edu/people/karpat
 _FLICKR = "By request: https://shannon.cs.illinois.edu/DenotationGraph/"
 _COCO = "https://cocodataset.org/#download"
 _DCI = "https://dl.fbaipublicfiles.com/densely_captioned_images/dci.tar.gz (https://github.com/facebookresearch/DCI)"
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Files by name, without hidden ones: macOS adds a "._1.txt" to "1.txt"."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 class Flickr30k(ImageTextRetrieval):
@@ -54,6 +61,12 @@ class Flickr30k(ImageTextRetrieval):
     name: ClassVar[str] = "flickr30k"
     summary: ClassVar[str] = "captions and photos find each other, R@1/5/10 both ways"
     dataset: ClassVar[str] = "Flickr30k"
+    published: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        "Flickr30k, test": {"images": 1_000, "captions read": 5_000},
+        "Flickr30k, val": {"images": 1_014, "captions read": 5_070},
+        "Flickr30k, train": {"images": 29_000, "captions read": 145_000},
+        "Flickr30k, all-token": {"images": 31_783, "captions read": 158_915},
+    }
     splits: ClassVar[tuple[str, ...]] = ("test", "val", "train", "pixclip-test", "all-token")
     presets: ClassVar[Mapping[str, RetrievalProtocol]] = {
         "default": RetrievalProtocol(split="test"),
@@ -84,7 +97,8 @@ class Flickr30k(ImageTextRetrieval):
             found = [(str(path), name, texts) for name, texts in read_flickr_tokens(path).items()]
         elif split == "pixclip-test":
             found = []
-            for where, row in read_json_array(path):
+            for number, row in enumerate(read_json(path, list)):
+                where = f"{path}: record {number}"
                 name, texts = values_of(row, ("filename", "captions"), where)
                 found.append((where, name, texts_of(texts, where)))
         else:
@@ -112,6 +126,11 @@ class CocoRetrieval(ImageTextRetrieval):
     name: ClassVar[str] = "coco-retrieval"
     summary: ClassVar[str] = "captions and photos find each other, R@1/5/10 both ways"
     dataset: ClassVar[str] = "COCO captions"
+    published: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        "COCO captions, val2017": {"images": 5_000, "captions read": 25_014},
+        "COCO captions, karpathy-test": {"images": 5_000, "captions read": 25_010},
+        "COCO captions, karpathy-val": {"images": 5_000},
+    }
     splits: ClassVar[tuple[str, ...]] = ("val2017", "karpathy-test", "karpathy-val")
     presets: ClassVar[Mapping[str, RetrievalProtocol]] = {
         "default": RetrievalProtocol(split="val2017"),
@@ -163,6 +182,13 @@ class Docci(ImageTextRetrieval):
     name: ClassVar[str] = "docci"
     summary: ClassVar[str] = "long descriptions and photos find each other, R@1/5/10 both ways"
     dataset: ClassVar[str] = "DOCCI"
+    published: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        "DOCCI": {"images": 14_847},
+        "DOCCI, train": {"images": 9_647},
+        "DOCCI, test": {"images": 5_000},
+        "DOCCI, qual_dev": {"images": 100},
+        "DOCCI, qual_test": {"images": 100},
+    }
     splits: ClassVar[tuple[str, ...]] = ("test", "train", "qual_dev", "qual_test", "all")
     presets: ClassVar[Mapping[str, RetrievalProtocol]] = {
         "default": RetrievalProtocol(split="test", text_kind="long"),
@@ -231,9 +257,9 @@ class Dci(ImageTextRetrieval):
         "official-fgclip": DciProtocol(name="official-fgclip", text_kind="long"),
     }
     layout: ClassVar[tuple[SourceFile, ...]] = (
-        SourceFile("annotations", "descriptions, one JSON file a photo", _DCI),
+        SourceFile("annotations", "descriptions, one JSON file a photo", _DCI, annotations=True),
         SourceFile("splits.json", "which file of complete belongs to which split", _DCI),
-        SourceFile("complete", "descriptions of the photos that have a split", _DCI),
+        SourceFile("complete", "descriptions of the photos that have a split", _DCI, annotations=True),
         SourceFile("photos", "photos", "sa_000138.tar of https://ai.meta.com/datasets/segment-anything-downloads"),
     )
 
@@ -242,7 +268,7 @@ class Dci(ImageTextRetrieval):
 
     def read(self) -> list[CaptionedImage]:
         if self.protocol.split == "all":
-            files = sorted((self.data_dir / "annotations").glob("*.json"))
+            files = _files(self.data_dir / "annotations", "*.json")
         else:
             path = self.data_dir / "splits.json"
             names = read_json(path, dict).get(self.protocol.split)
@@ -256,7 +282,12 @@ class Dci(ImageTextRetrieval):
         items = []
         for path in files:
             keys = ("image", "short_caption", "extra_caption")
-            name, short, extra = values_of(read_json(path, dict), keys, str(path))
+            try:
+                name, short, extra = values_of(read_json(path, dict), keys, str(path))
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} If the file is another data set's, such as COCO's: give DCI a data folder of its own."
+                ) from None
             texts = {"short_caption": short, "extra_caption": extra, "extended": f"{short}\n{extra}"}
             text = texts[self.protocol.caption_field]
             items.append(CaptionedImage(self.image(name, str(path), "photos"), texts_of([text], str(path))))
@@ -295,6 +326,7 @@ class Urban1k(ImageTextRetrieval):
     name: ClassVar[str] = "urban1k"
     summary: ClassVar[str] = "long captions and photos find each other, R@1/5/10 both ways"
     dataset: ClassVar[str] = "Urban1k"
+    published: ClassVar[Mapping[str, Mapping[str, int]]] = {"Urban1k": {"images": 1_000}}
     splits: ClassVar[tuple[str, ...]] = ("all",)
     presets: ClassVar[Mapping[str, Urban1kProtocol]] = {
         "default": Urban1kProtocol(text_kind="long"),
@@ -307,15 +339,18 @@ class Urban1k(ImageTextRetrieval):
     }
     layout: ClassVar[tuple[SourceFile, ...]] = (
         SourceFile(
-            "caption", "captions, one text file a photo", "https://huggingface.co/datasets/BeichenZhang/Urban1k"
+            "caption",
+            "captions, one text file a photo",
+            "https://huggingface.co/datasets/BeichenZhang/Urban1k",
+            annotations=True,
         ),
         SourceFile("image", "photos", "https://huggingface.co/datasets/BeichenZhang/Urban1k"),
     )
 
     def read(self) -> list[CaptionedImage]:
         items = []
-        for path in sorted((self.data_dir / "caption").glob("*.txt")):
-            text = path.read_text(encoding="utf-8").strip()
+        for path in _files(self.data_dir / "caption", "*.txt"):
+            text = read_text(path).strip()
             if self.protocol.caption_lines == "first":
                 text = text.partition("\n")[0].strip()
             items.append(CaptionedImage(self.image(f"{path.stem}.jpg", str(path), "image"), (text,)))
@@ -327,7 +362,7 @@ class ShareGpt4v(ImageTextRetrieval):
 
     `share-captioner_coco_lcs_sam_1246k_1107.json` is a list of `{"image", "conversations"}`, the caption being the value of
     the second turn; `image` is a path below the data folder. Long-CLIP holds out the first 1,000 records and trains on the
-    rest, and the field measures on them. The file has 1.5 GB: no more of it is read than the protocol's `limit` asks for.
+    rest, and the field measures on them. The file has 1.5 GB: with a `limit` no more of it is read than it takes.
 
     Presets: "default" is those 1,000 records. "official-fgclip" and "official-longclip" tell R@1 alone (FG-CLIP,
     eval/shareg4v_retrieval.py; Long-CLIP, train/sharegpt4v.py). Long-CLIP writes spaces for line breaks, which its
@@ -341,6 +376,7 @@ class ShareGpt4v(ImageTextRetrieval):
     name: ClassVar[str] = "sharegpt4v"
     summary: ClassVar[str] = "long machine captions and photos find each other, R@1/5/10 both ways"
     dataset: ClassVar[str] = "ShareGPT4V, held-out records"
+    published: ClassVar[Mapping[str, Mapping[str, int]]] = {"ShareGPT4V, held-out records": {"images": 1_000}}
     splits: ClassVar[tuple[str, ...]] = ("all",)
     presets: ClassVar[Mapping[str, RetrievalProtocol]] = {
         "default": RetrievalProtocol(limit=1000, text_kind="long"),
@@ -358,7 +394,9 @@ class ShareGpt4v(ImageTextRetrieval):
 
     def read(self) -> list[CaptionedImage]:
         items = []
-        for where, row in read_json_array(self.path(self.layout[0]), self.protocol.limit):
+        path = self.path(self.layout[0])
+        for number, row in enumerate(read_first_records(path, self.protocol.limit)):
+            where = f"{path}: record {number}"
             name, turns = values_of(row, ("image", "conversations"), where)
             if not isinstance(turns, list) or len(turns) < 2:
                 raise ValueError(

@@ -4,16 +4,35 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 
+_OPENING, _COMMA = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
+
+
+def read_text(path: Path) -> str:
+    """A file's text, with or without a byte order mark; an error names the file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); accepted is UTF-8. Convert it.") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1; no other separators, which JSON may have in texts."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, line
+
+
 def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
     """What a file holds, which must be of the kind."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}).") from error
     if not isinstance(content, kind):
         raise ValueError(f"{path} holds a {type(content).__name__}; accepted is a {kind.__name__} at the top.")
@@ -22,38 +41,37 @@ def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Where each line stands, and what it holds."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield f"{path}, line {number}", json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number} is not JSON ({error}).") from error
+    for number, line in read_lines(path):
+        try:
+            yield f"{path}, line {number}", json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}).") from error
 
 
-def read_json_array(path: Path, limit: int | None = None, piece: int = 1 << 20) -> Iterator[tuple[str, Any]]:
-    """The first objects of a list, with where each stands; the file is read in pieces, and no further than that."""
-    decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8") as file:
-        text = file.read(piece).lstrip()
-        if not text.startswith("["):
-            raise ValueError(f"{path} starts with {text[:20]!r}; accepted is a list of records.")
-        place, number = 1, 0
-        while number != limit:
-            while place < len(text) and text[place] in ", \t\r\n":
-                place += 1
-            try:
-                record, end = decoder.raw_decode(text, place)
-            except ValueError as error:
-                more = file.read(piece)
-                if not more:
-                    if text[place:].strip() == "]":
-                        return
-                    raise ValueError(f"{path}: record {number} is not JSON ({error}).") from error
-                text, place = text[place:] + more, 0
-                continue
-            yield f"{path}: record {number}", record
-            place, number = end, number + 1
+def read_first_records(path: Path, limit: int | None, piece: int = 1 << 24) -> list[Any]:
+    """The first records of a list in JSON, for files too large to be read as a whole: no further than it must.
+
+    Each try takes twice as much text as the one before. A file that has fewer records, or is malformed up to there, is read
+    as a whole, as is any file without a limit.
+    """
+    decoder, text = json.JSONDecoder(), ""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            while limit is not None and (more := file.read(max(len(text), piece))):
+                text += more
+                records, place, before = [], 0, _OPENING
+                while len(records) < limit and (gap := before.match(text, place)):
+                    try:
+                        record, place = decoder.raw_decode(text, gap.end())
+                    except json.JSONDecodeError:
+                        break
+                    records.append(record)
+                    before = _COMMA
+                if len(records) == limit:
+                    return records
+    except UnicodeDecodeError:
+        pass  # Told by read_json.
+    return read_json(path, list)[:limit]
 
 
 def read_karpathy(path: Path, split: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -73,15 +91,14 @@ def read_karpathy(path: Path, split: str) -> Iterator[tuple[str, str, tuple[str,
 def read_flickr_tokens(path: Path) -> dict[str, list[str]]:
     """Captions by the name of their photo, from Flickr30k's own file."""
     captions: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            place, tab, text = line.rstrip("\n").partition("\t")
-            name, mark, _ = place.rpartition("#")
-            if not tab or not mark:
-                raise ValueError(
-                    f"{path}, line {number} is {line!r:.200}; accepted is the file's name, #, a number, a tab, a caption."
-                )
-            captions.setdefault(name, []).append(text.strip())
+    for number, line in read_lines(path):
+        place, tab, text = line.partition("\t")
+        name, mark, _ = place.rpartition("#")
+        if not tab or not mark:
+            raise ValueError(
+                f"{path}, line {number} is {line!r:.200}; accepted is the file's name, #, a number, a tab, a caption."
+            )
+        captions.setdefault(name, []).append(text.strip())
     return captions
 
 

@@ -40,7 +40,8 @@ def retrieval_ranks(
         queries: (Q, D), any real dtype.
         gallery: (G, D).
         relevant: Items that answer each query: an array (Q,) of one index each, a list of Q lists of indices, or the pair
-            `(indptr, indices)` of a CSR matrix, whose row q has the indices `indices[indptr[q]:indptr[q + 1]]`.
+            `(indptr, indices)` of a CSR matrix, two arrays, whose row q has the indices
+            `indices[indptr[q]:indptr[q + 1]]`.
         ties: Whether a wrong item with the score of the best relevant one ranks before it ("pessimistic") or after it.
             Other relevant items never rank before it.
         chunk: Queries, and items, of a tile.
@@ -165,8 +166,8 @@ def _checked(
 
 def _pairs(relevant: Relevant, queries: int, items: int) -> tuple[np.ndarray, np.ndarray]:
     """Relevant pairs as (query, item), queries ascending."""
-    if isinstance(relevant, tuple):
-        indptr, indices = (np.asarray(part) for part in relevant)
+    if isinstance(relevant, tuple) and len(relevant) == 2 and all(isinstance(part, np.ndarray) for part in relevant):
+        indptr, indices = relevant
         if (
             indptr.shape != (queries + 1,)
             or indptr[0] != 0
@@ -181,6 +182,12 @@ def _pairs(relevant: Relevant, queries: int, items: int) -> tuple[np.ndarray, np
     elif isinstance(relevant, np.ndarray):
         indices, counts = relevant, np.ones(len(relevant), dtype=np.int64)
     else:
+        for place, row in enumerate(relevant):
+            if not isinstance(row, (Sequence, np.ndarray)) or isinstance(row, str):
+                raise ValueError(
+                    f"relevant[{place}] is {row!r}; accepted are a list of lists of indices, an array (Q,) with one index for "
+                    "each query, or a pair of arrays (indptr, indices)."
+                )
         counts = np.array([len(row) for row in relevant], dtype=np.int64)
         indices = np.array([index for row in relevant for index in row], dtype=np.int64)
     if len(counts) != queries or indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,49 @@ from .model_identity import describe_model, model_fingerprint, weights_hash
 
 
 logger = logging.get_logger(__name__)
+
+# Where neither tokenizer nor model has a limit: the former then says 1e30, which it does not take itself.
+_NO_LIMIT = 2**31 - 1
+# Text towers of CLIP-like models with a vector of their own. Others pool a padding that they see, or outside the tower.
+_TOWERS = ("pixclip_text_model", "clip_text_model", "metaclip_2_text_model")
+POOLINGS = ("own", "cls", "mean", "last")
+
+
+def token_limit(model: Any, tokenizer: Any) -> int:
+    """Tokens at which a text is cut: what both tokenizer and table of positions take.
+
+    Args:
+        model: Of texts, or of images and texts.
+        tokenizer: Of the model.
+
+    Example:
+        >>> from transformers import BertTokenizer, RobertaConfig, RobertaModel
+        >>> model = RobertaModel(RobertaConfig(hidden_size=8, num_hidden_layers=0, num_attention_heads=1))
+        >>> model.config.max_position_embeddings, token_limit(model, BertTokenizer(vocab={"[UNK]": 0}))
+        (512, 510)
+    """
+    limits = [tokenizer.model_max_length, _NO_LIMIT]
+    config = getattr(model.config, "text_config", None) or model.config
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    if positions > 0:
+        # Tables of RoBERTa's kin start behind the padding token.
+        starts = [
+            part.padding_idx + 1
+            for name, part in model.named_modules()
+            if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None
+        ]
+        limits.append(positions - max(starts, default=0))
+    return int(min(limits))
+
+
+def described_limit(limit: int) -> int | None:
+    """A limit as descriptions tell it, `None` for none.
+
+    Example:
+        >>> described_limit(77)
+        77
+    """
+    return None if limit == _NO_LIMIT else limit
 
 
 def lengths_when_cut(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[int]:
@@ -51,18 +93,21 @@ def lengths_when_cut(tokenizer: Any, texts: Sequence[str], max_length: int) -> l
 class TextEncoder:
     """Vectors of texts by a model that reads texts alone; it has no views and no vectors of images.
 
-    How a text becomes one vector: a `PixCLIPTextModel` and the text towers of CLIP-like models have a vector of their
-    own; language models (Llama, Qwen, ...) give the last token's state; encoders (BERT and its kin) the mean of all
-    tokens' states, as sentence-transformers does.
+    How a text becomes one vector: a `PixCLIPTextModel` and the text towers of CLIP and MetaCLIP 2 have a vector of their
+    own. Of other models `pooling` says it; where nothing does, a language model (Llama, Qwen, ...) gives the last token's
+    state, an encoder (BERT and its kin) the mean of all tokens' states, and a warning tells that this is a guess.
+    `open_encoder` reads the pooling of models that sentence-transformers saved.
 
     Args:
         model: In any mode and on any device; it is evaluated in eval mode and left as it was.
         processor: Its tokenizer; for a `PixCLIPTextModel` a `PixCLIPProcessor`, which holds the template.
         name: Hub id or folder of the model, for `describe`; default: what the model says.
-        pooling: "own", "mean" or "last"; default: by the kind of model, see above.
+        pooling: "own", "cls" (the first token's state), "mean" or "last"; default: by the kind of model, see above.
+        max_length: Most tokens of a text; default: what tokenizer and table of positions take.
 
     Raises:
-        ValueError: If the model is an encoder-decoder, or the processor is of the wrong kind.
+        ValueError: If the model is an encoder-decoder or the text tower of another CLIP-like model (SigLIP, ALIGN, ...),
+            or the processor is of the wrong kind.
 
     Example:
         >>> from processing_pixclip.evaluation.loading import open_encoder
@@ -79,7 +124,8 @@ class TextEncoder:
         model: Any,
         processor: Any,
         name: str | os.PathLike | None = None,
-        pooling: Literal["own", "mean", "last"] | None = None,
+        pooling: Literal["own", "cls", "mean", "last"] | None = None,
+        max_length: int | None = None,
     ):
         self._is_pixclip = model.config.model_type == "pixclip_text_model"
         if self._is_pixclip and not hasattr(processor, "tokenize_text"):
@@ -92,41 +138,59 @@ class TextEncoder:
                 f"{type(model).__name__} is an encoder-decoder, which gives no vector of a text; take an encoder (BERT, "
                 "...), a language model (Llama, ...) or a PixCLIPTextModel."
             )
-        if pooling not in (None, "own", "mean", "last"):
-            raise ValueError(f"pooling is {pooling!r}; accepted are 'own', 'mean', 'last' and None.")
+        model_type = model.config.model_type
+        if model_type.endswith("_text_model") and model_type not in _TOWERS:
+            raise ValueError(
+                f"{type(model).__name__} is the text tower of a model of images and texts, which pads and pools it in a "
+                "way of its own; take the whole model. Text towers that are accepted alone are those of PixCLIP, CLIP and "
+                "MetaCLIP 2."
+            )
+        if pooling is not None and pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}; accepted are {', '.join(map(repr, POOLINGS))} and None.")
+        if pooling == "own" and model_type not in _TOWERS:
+            raise ValueError(
+                f"{type(model).__name__} has no vector of a text of its own; accepted as pooling are 'cls', 'mean', 'last' "
+                "and None."
+            )
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length is {max_length}; accepted are 1 and more, and None.")
         if not self._is_pixclip and not hasattr(processor, "tokenizer") and not hasattr(processor, "get_vocab"):
             raise ValueError(f"processor is a {type(processor).__name__}; accepted is the tokenizer of the model.")
         self.model = model
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.name = name
+        self.max_length = max_length
         self.pooling = pooling or self._default_pooling()
 
     def _default_pooling(self) -> str:
         model_type = self.model.config.model_type
-        # CLIP's kin: their text towers alone are known by these names.
-        if self._is_pixclip or model_type.endswith("_text_model"):
+        if model_type in _TOWERS:
             return "own"
-        if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-            return "last"
-        return "mean"
-
-    @cached_property
-    def _weights(self) -> str:
-        return weights_hash(self.model)
+        causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        pooling = "last" if causal and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "mean"
+        logger.warning(
+            "Nothing says how %s makes one vector of a text; pooling %r is taken, by its kind. If it was trained with "
+            "another one, pass pooling=, one of 'cls', 'mean' and 'last'.",
+            type(self.model).__name__,
+            pooling,
+        )
+        return pooling
 
     def fingerprint(self) -> str:
-        """See `Encoder`. Weights are hashed once: make a new encoder of a model that was trained on."""
-        return model_fingerprint(self.model, self.processor, self._weights, pooling=self.pooling)
+        """See `Encoder`. Weights are hashed each time, about a second a GB."""
+        return model_fingerprint(
+            self.model, self.processor, weights_hash(self.model), pooling=self.pooling, max_length=self.max_length
+        )
 
     def describe(self) -> dict[str, Any]:
         config, processor = self.model.config, self.processor
         long = {"long_text_max_length": self._max_length("long")} if self._is_pixclip else {}
         own = config.pooling if self._is_pixclip else "the model's own"
         return {
-            **describe_model(self.model, self.name, self._weights),
+            **describe_model(self.model, self.name, weights_hash(self.model)),
             "text_template": processor.text_template if self._is_pixclip else "{text}",
-            "text_max_length": self._max_length("region"),
+            "text_max_length": described_limit(self._max_length("region")),
             **long,
             "tokenizer": type(self.tokenizer).__name__,
             "pooling": own if self.pooling == "own" else self.pooling,
@@ -166,19 +230,19 @@ class TextEncoder:
         if kind not in TEXT_KINDS:
             raise ValueError(f"kind of text is {kind!r}; accepted are {', '.join(map(repr, TEXT_KINDS))}.")
         if self._is_pixclip:
-            return self.model.text_max_length(self.processor, long_text=kind == "long")
-        config = self.model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
-        if "roberta" in config.model_type or config.model_type == "camembert":
-            # Their table of positions starts behind the padding token.
-            positions -= config.pad_token_id + 1
-        return int(min(positions, self.tokenizer.model_max_length))
+            limit = self.model.text_max_length(self.processor, long_text=kind == "long")
+        else:
+            limit = token_limit(self.model, self.tokenizer)
+        return limit if self.max_length is None else min(limit, self.max_length)
 
     def _tokens(self, texts: Sequence[str], kind: str) -> dict[str, list[list[int]]]:
         max_length = self._max_length(kind)
         if self._is_pixclip:
             return self.processor.tokenize_text(list(texts), max_length)
         tokens = self.tokenizer(list(texts), truncation=True, max_length=max_length)
+        for text, ids in zip(texts, tokens["input_ids"], strict=True):
+            if not ids:
+                raise ValueError(f"the text {text!r} has no tokens, and so no vector; leave it out.")
         return {"input_ids": tokens["input_ids"], "attention_mask": [[1] * len(ids) for ids in tokens["input_ids"]]}
 
     def _padded(self, tokens: dict[str, list[list[int]]]) -> dict[str, np.ndarray]:
@@ -201,6 +265,8 @@ class TextEncoder:
             vectors = getattr(outputs, "text_embeds", None)
             return outputs.pooler_output if vectors is None else vectors
         states = outputs.last_hidden_state
+        if self.pooling == "cls":
+            return states[:, 0]
         if self.pooling == "last":
             last = attention_mask.sum(1) - 1
             return states[torch.arange(len(states), device=states.device), last]
@@ -208,4 +274,4 @@ class TextEncoder:
         return (states.float() * weights).sum(1) / weights.sum(1)
 
 
-__all__ = ["TextEncoder", "lengths_when_cut"]
+__all__ = ["POOLINGS", "TextEncoder", "described_limit", "lengths_when_cut", "token_limit"]

@@ -401,7 +401,10 @@ class Measurement:
             "urban1k layout": benchmark(Urban1k, "urban1k"),
             "refcoco layout": benchmark(RefCoco, "refcoco", views=(BOTH,), prompt="{}"),
             "fg-ovd layout": benchmark(FgOvd, "fg-ovd", views=(BOTH,)),
-            "mask-sensitivity": benchmark(MaskSensitivity, "sensitivity", views=("mask-pooled",)),
+            # As the layer was trained, without the full stop of the preset.
+            "mask-sensitivity": benchmark(
+                MaskSensitivity, "sensitivity", views=("mask-pooled",), template=class_text("{}")
+            ),
             "mask-sensitivity, long texts": benchmark(MaskSensitivity, "sensitivity", "long-texts", views=(BOTH,)),
         }
 

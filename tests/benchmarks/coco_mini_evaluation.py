@@ -75,11 +75,16 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def figures_table(runs: list[list[BenchmarkResult]], main_only: bool = False) -> str:
-    """Rows of figures: chance, then the value, of several models the mean and from lowest to highest."""
+    """Rows of figures: chance, then the value, of several models the mean and from lowest to highest.
+
+    A protocol other than the default one stands beside the benchmark.
+    """
     several = len(runs) > 1
     rows = []
     for results in zip(*runs, strict=True):
         first = results[0]
+        label = first.protocol_label
+        benchmark = first.benchmark if label == "default" else f"{first.benchmark} ({label})"
         for name, figure in first.figures.items():
             if main_only and name != first.main_figure:
                 continue
@@ -87,7 +92,7 @@ def figures_table(runs: list[list[BenchmarkResult]], main_only: bool = False) ->
             told = format_figure(float(np.mean(values)), name)
             if several:
                 told += f" ({format_figure(min(values), name)} to {format_figure(max(values), name)})"
-            rows.append([first.benchmark, name, f"{figure.count:,}", format_figure(figure.chance, name), told])
+            rows.append([benchmark, name, f"{figure.count:,}", format_figure(figure.chance, name), told])
     value = f"mean of {len(runs)} (range)" if several else "value"
     return markdown_table(("benchmark", "figure", "items", "chance", value), rows, left=2)
 

@@ -58,6 +58,8 @@ class FineGrainedAccuracy(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, ties="pessimistic"):
+        if not len(predictions):
+            raise ValueError("predictions are empty; accepted is one region or more.")
         lengths = np.array([len(row) for row in predictions])
         if lengths.min() < 2:
             raise ValueError(

@@ -48,6 +48,8 @@ class ReferringAccuracy(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, threshold=0.5, strict=False):
+        if not len(predictions):
+            raise ValueError("predictions are empty; accepted is one expression or more.")
         overlap = paired_iou(np.asarray(predictions), np.asarray(references))
         right = overlap > threshold if strict else overlap >= threshold
         return {"accuracy": float(right.mean()), "mean_iou": float(overlap.mean()), "count": len(overlap)}

@@ -48,6 +48,8 @@ class RegionClassification(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, ks=(1, 5), ties="pessimistic"):
+        if not len(predictions):
+            raise ValueError("predictions are empty; accepted is one region or more.")
         lengths = {len(row) for row in predictions}
         if len(lengths) > 1:
             raise ValueError(f"predictions have {sorted(lengths)} scores; accepted are equally many for all regions.")

@@ -87,6 +87,8 @@ class RegionRetrieval(evaluate.Metric):
 
 def _distinct(vectors, ids, name, ids_name):
     """One vector an id, in the order of the ids, and the place of each pair among them."""
+    if not len(vectors):
+        raise ValueError(f"{name} are empty; accepted is one pair or more.")
     lengths = {len(vector) for vector in vectors}
     if len(lengths) > 1:
         raise ValueError(f"{name} have {sorted(lengths)} dimensions; accepted are equally many for all pairs.")
