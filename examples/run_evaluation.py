@@ -45,6 +45,7 @@ from processing_pixclip.evaluation.registry import (
     list_benchmarks,
 )
 from processing_pixclip.evaluation.results import protocol_label
+from processing_pixclip.evaluation.text_encoder import POOLINGS
 
 
 # `--protocol` without a name.
@@ -106,6 +107,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", help="folder or Hub id")
     parser.add_argument("--processor", help="folder or Hub id of the processor, if it is not beside the model")
+    parser.add_argument(
+        "--pooling", choices=POOLINGS, help="of a text encoder; by default as the files beside it say, else a guess"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="by default that of the checkpoint"
@@ -231,6 +235,7 @@ def open_model(options: argparse.Namespace, state: PartialState) -> Encoder:
             dtype=options.dtype,
             revision=options.revision,
             trust_remote_code=options.trust_remote_code,
+            pooling=options.pooling,
         )
     except (ValueError, OSError) as error:
         # Messages of the Hub's client do not all name it.

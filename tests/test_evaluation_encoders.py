@@ -1,7 +1,6 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Encoders equal their models called by hand, under every view and for every kind of text."""
 
-import copy
 import json
 import tracemalloc
 
@@ -10,22 +9,14 @@ import pytest
 import torch
 from encoders_for_tests import FAMILIES, SIZE, family_pair, gradient_photo, pixclip_pair, word_tokenizer
 from PIL import Image
-from tiny_models import backbone_config, randomise, text_config
+from tiny_models import backbone_config
 from transformers import (
     BertModel,
-    BloomConfig,
-    BloomModel,
-    LlamaModel,
-    MPNetConfig,
-    MPNetModel,
-    PreTrainedTokenizer,
 )
 
 from modeling_pixclip import (
     PixCLIPImageProcessor,
     PixCLIPModel,
-    PixCLIPProcessor,
-    PixCLIPTextModel,
     mask_pool,
     roi_align,
 )
@@ -225,41 +216,6 @@ def test_the_mode_of_the_model_stays_and_dropout_is_off(photos):
     np.testing.assert_array_equal(encoder.encode_images(photos), before)
 
 
-def test_fingerprints_follow_weights_configuration_preprocessing_and_dtype():
-    model, processor = pixclip_pair()
-
-    def fingerprint(model=model, processor=processor):
-        return PixCLIPEncoder(model, processor).fingerprint()
-
-    first = fingerprint()
-    assert fingerprint(copy.deepcopy(model), copy.deepcopy(processor)) == first
-    changed = copy.deepcopy(model)
-    with torch.no_grad():
-        changed.vision_model.get_parameter(next(n for n, _ in model.vision_model.named_parameters())).flatten()[0] += (
-            1e-3
-        )
-    other_image = PixCLIPProcessor(
-        PixCLIPImageProcessor(size=SIZE, resize_mode="letterbox"), word_tokenizer(), text_max_length=24
-    )
-    other_template = PixCLIPProcessor(
-        PixCLIPImageProcessor(size=SIZE), word_tokenizer(), text_template="a {text}", text_max_length=24
-    )
-    other_words = PixCLIPProcessor(PixCLIPImageProcessor(size=SIZE), word_tokenizer(), text_max_length=24)
-    other_words.tokenizer.add_tokens(["zebra"])
-    other_config = copy.deepcopy(model)
-    other_config.config.vision_config.default_mask = "none"
-    found = {
-        first,
-        fingerprint(changed),
-        fingerprint(processor=other_image),
-        fingerprint(processor=other_template),
-        fingerprint(processor=other_words),
-        fingerprint(other_config),
-        fingerprint(copy.deepcopy(model).to(torch.bfloat16)),
-    }
-    assert len(found) == 7
-
-
 def test_description_of_pixclip_has_what_affects_a_number(tmp_path):
     model, processor = pixclip_pair(two_paths=True)
     model.save_pretrained(tmp_path / "secret" / "my_run")
@@ -417,59 +373,6 @@ def test_a_long_text_is_cut_at_the_positions_of_the_model(monkeypatch):
         told.clear()
 
 
-def test_text_backbones_alone(monkeypatch):
-    tokenizer = word_tokenizer()
-    torch.manual_seed(0)
-    bert = BertModel(backbone_config("bert")).eval()
-    told = []
-    monkeypatch.setattr(
-        "processing_pixclip.evaluation.text_encoder.logger.warning", lambda *args: told.append(args[1:])
-    )
-    encoder = TextEncoder(bert, tokenizer)
-    assert (encoder.views, encoder.describe()["pooling"]) == ((), "mean")
-    # A guess is told, a choice is not.
-    assert told == [("BertModel", "mean")]
-    first = TextEncoder(bert, tokenizer, pooling="cls")
-    assert len(told) == 1
-    for text, vector in zip(TEXTS, first.encode_texts(TEXTS, "caption"), strict=True):
-        with torch.no_grad():
-            expected = bert(input_ids=tokenizer([text], return_tensors="pt")["input_ids"]).last_hidden_state[0, 0]
-        np.testing.assert_allclose(vector, expected, atol=1e-5)
-    found = encoder.encode_texts(TEXTS, "caption")
-    for text, vector in zip(TEXTS, found, strict=True):
-        tokens = tokenizer([text], return_tensors="pt")
-        with torch.no_grad():
-            expected = bert(input_ids=tokens["input_ids"]).last_hidden_state[0].mean(0)
-        np.testing.assert_allclose(vector, expected, atol=1e-5)
-    llama = LlamaModel(backbone_config("llama")).eval()
-    encoder = TextEncoder(llama, tokenizer)
-    assert encoder.describe()["pooling"] == "last"
-    for text, vector in zip(TEXTS, encoder.encode_texts(TEXTS, "caption"), strict=True):
-        with torch.no_grad():
-            expected = llama(**tokenizer([text], return_tensors="pt")).last_hidden_state[0, -1]
-        np.testing.assert_allclose(vector, expected, atol=1e-5)
-    assert TextEncoder(llama, tokenizer, pooling="mean").fingerprint() != encoder.fingerprint()
-    with pytest.raises(ValueError, match="LlamaModel reads texts alone.*caption-pairs"):
-        encoder.encode_images([gradient_photo()])
-    with pytest.raises(ValueError, match="LlamaModel reads texts alone"):
-        encoder.encode_regions([gradient_photo()], [[]], "full")
-
-
-def test_text_tower_of_pixclip_alone():
-    _, processor = pixclip_pair()
-    model = randomise(PixCLIPTextModel(text_config()))
-    encoder = TextEncoder(model, processor)
-    expected = model.encode_text(TEXTS, processor, normalize=False) if hasattr(model, "encode_text") else None
-    batch = processor(text=TEXTS)
-    with torch.no_grad():
-        by_hand = model(**batch).pooler_output
-    np.testing.assert_allclose(encoder.encode_texts(TEXTS, "caption"), by_hand, atol=2e-6)
-    assert expected is None or np.allclose(expected, by_hand, atol=2e-6)
-    assert encoder.describe()["pooling"] == model.config.pooling
-    with pytest.raises(ValueError, match="needs the PixCLIPProcessor of its model, which holds the template"):
-        TextEncoder(model, processor.tokenizer)
-
-
 def test_what_is_no_model_of_both_is_refused():
     model, processor = pixclip_pair()
     with pytest.raises(ValueError, match="PixCLIPTextModel; PixCLIPEncoder takes a whole PixCLIP model"):
@@ -491,120 +394,6 @@ def test_what_is_no_model_of_both_is_refused():
     with pytest.raises(ValueError, match="without image_processor"):
         ClipEncoder(family_pair("clip")[0], word_tokenizer())
     assert PixCLIPEncoder(PixCLIPModel(model.config), processor).logit_scale == pytest.approx(np.exp(2.6592), rel=1e-4)
-
-
-@pytest.mark.parametrize("name", ["clip", "metaclip2"])
-def test_text_towers_that_have_a_vector_of_their_own(name):
-    model, processor = family_pair(name)
-    encoder = TextEncoder(model.text_model, processor.tokenizer)
-    assert encoder.pooling == "own"
-    for text, vector in zip(TEXTS, encoder.encode_texts(TEXTS, "caption"), strict=True):
-        with torch.no_grad():
-            expected = model.text_model(**processor.tokenizer([text], return_tensors="pt")).pooler_output[0]
-        np.testing.assert_allclose(vector, expected, atol=1e-5)
-
-
-def test_limits_of_text_backbones():
-    tokenizer, text = word_tokenizer(), "a photo of the red dog " * 40
-    tokenizer.model_max_length = int(1e30)
-    sizes = {"hidden_size": 32, "vocab_size": 60}
-    bloom = TextEncoder(BloomModel(BloomConfig(**sizes, n_layer=1, n_head=2)), tokenizer, pooling="last")
-    # As many as there are: no limit anywhere.
-    assert bloom.text_lengths([text], "long") == [241]
-    assert bloom.describe()["text_max_length"] is None
-    assert np.isfinite(bloom.encode_texts([text, "cat"], "long")).all()
-    more = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 20}
-    mpnet = TextEncoder(MPNetModel(MPNetConfig(**sizes, **more)), tokenizer, pooling="mean")
-    # Its positions start behind the padding token, at 2.
-    assert mpnet.text_lengths([text], "long") == [18]
-    assert np.isfinite(mpnet.encode_texts([text, "cat"], "long")).all()
-    short = TextEncoder(mpnet.model, tokenizer, pooling="mean", max_length=5)
-    assert short.text_lengths([text, "cat"], "long") == [5, 2]
-    assert short.describe()["text_max_length"] == 5
-    assert short.fingerprint() != mpnet.fingerprint()
-    np.testing.assert_allclose(
-        short.encode_texts([text], "long"), short.encode_texts(["a photo of the"], "long"), atol=1e-5
-    )
-
-
-def test_a_text_without_tokens_is_refused():
-    tokenizer = word_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = None
-    for pooling in ("mean", "last", "cls"):
-        encoder = TextEncoder(LlamaModel(backbone_config("llama")), tokenizer, pooling=pooling)
-        with pytest.raises(ValueError, match="the text '' has no tokens, and so no vector"):
-            encoder.encode_texts(["cat", ""], "caption")
-
-
-@pytest.mark.parametrize("name", [*FAMILIES, "bert", "pixclip"])
-def test_encoding_leaves_the_fingerprint_as_it_was(name, photos):
-    if name == "bert":
-        encoder = TextEncoder(BertModel(backbone_config("bert")), word_tokenizer(), pooling="mean")
-    elif name == "pixclip":
-        encoder = PixCLIPEncoder(*pixclip_pair())
-    else:
-        encoder = ClipEncoder(*family_pair(name))
-    first = encoder.fingerprint()
-    for kind in ("region", "long"):
-        encoder.text_lengths(TEXTS, kind)
-        assert encoder.fingerprint() == first
-        encoder.encode_texts(TEXTS, kind)
-        assert encoder.fingerprint() == first
-    if encoder.views:
-        encoder.encode_images(photos)
-        assert encoder.fingerprint() == first
-
-
-class SlowTokenizer(PreTrainedTokenizer):
-    """One without a fast backend, which has an option of its own."""
-
-    def __init__(self, lower=False, **options):
-        self.lower = lower
-        super().__init__(unk_token="[unk]", lower=lower, **options)
-
-    @property
-    def vocab_size(self):
-        return 3
-
-    def get_vocab(self):
-        return {"[unk]": 0, "cat": 1, "Cat": 2}
-
-    def _tokenize(self, text):
-        return (text.lower() if self.lower else text).split()
-
-    def _convert_token_to_id(self, token):
-        return self.get_vocab().get(token, 0)
-
-
-def test_fingerprints_follow_slow_tokenizers_attention_of_a_tower_and_rules_of_views(monkeypatch):
-    bert = BertModel(backbone_config("bert"))
-    slow = [TextEncoder(bert, SlowTokenizer(lower), pooling="mean").fingerprint() for lower in (True, False, False)]
-    assert slow[0] != slow[1] == slow[2]
-    model, processor = family_pair("clip")
-    encoder = ClipEncoder(model, processor)
-    first, of_pixclip = encoder.fingerprint(), PixCLIPEncoder(*pixclip_pair()).fingerprint()
-    model.set_attn_implementation({"vision_config": "eager"})
-    assert model.config._attn_implementation == "sdpa"
-    assert encoder.fingerprint() != first
-    model.set_attn_implementation("sdpa")
-    assert encoder.fingerprint() == first
-    monkeypatch.setattr("processing_pixclip.evaluation.region_views.BLUR_RADIUS", 50)
-    assert encoder.fingerprint() != first
-    assert PixCLIPEncoder(*pixclip_pair()).fingerprint() != of_pixclip
-
-
-def test_trained_weights_are_seen_by_the_same_encoder():
-    tokenizer = word_tokenizer()
-    for encoder in (
-        PixCLIPEncoder(*pixclip_pair()),
-        ClipEncoder(*family_pair("clip")),
-        TextEncoder(BertModel(backbone_config("bert")), tokenizer, pooling="mean"),
-    ):
-        first, told = encoder.fingerprint(), encoder.describe()["weights_sha256"]
-        # As some optimizers do, behind autograd's back.
-        next(encoder.model.parameters()).data.mul_(2)
-        assert encoder.fingerprint() != first
-        assert encoder.describe()["weights_sha256"] != told
 
 
 @pytest.mark.parametrize("kind", [PixCLIPEncoder, ClipEncoder])
