@@ -6,9 +6,10 @@ Writes COCO photos with their instance masks and captions as JSON lines, for `ru
         --instances coco/annotations/instances_train2017.json --captions coco/annotations/captions_train2017.json \\
         --output runs/coco/train.jsonl
 
-The folder of `--images` is the `--image_root` of what reads the lines. A region's object text is its class in a template; its text is the same, or with `--describe` a sentence that
-`processing_pixclip.describe_regions` composes from what is measured in the photo. `--held_out_share` keeps some of the
-photos apart, in `--held_out_output`, to choose settings on.
+The folder of `--images` is the `--image_root` of what reads the lines. A region's object text is its class in a
+template; its text is the same, or with `--describe` a sentence that `processing_pixclip.describe_regions` composes from
+what is measured in the photo. `--held_out_share` keeps some of the photos apart, in `--held_out_output`, to choose
+settings on.
 """
 
 import argparse
@@ -87,6 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shuffled = listed.copy()
     random.Random(options.seed).shuffle(shuffled)
     held_out = set(shuffled[: round(len(listed) * options.held_out_share)])
+    if options.held_out_share and not 0 < len(held_out) < len(listed):
+        parser.error(
+            f"--held_out_share {options.held_out_share} of {len(listed)} photos keeps {len(held_out)} apart; accepted is a "
+            "share that leaves one and more on both sides."
+        )
     splits = [(options.output, [image for image in listed if image not in held_out])]
     if held_out:
         splits.append((options.held_out_output, [image for image in listed if image in held_out]))

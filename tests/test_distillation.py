@@ -2,11 +2,14 @@
 """Distilling a teacher's feature maps into a vision tower, on real photos with a teacher of random weights."""
 
 import json
+import shutil
 import sys
+import time
 
 import pytest
 import torch
-from tiny_pretraining import DATA, ROOT, make_workspace, pretrain
+from PIL import Image
+from tiny_pretraining import DATA, ROOT, make_text_backbone, make_workspace, pretrain
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -16,7 +19,17 @@ import distill_vision_tower
 import pretraining_arguments
 import run_pretraining
 from coco_region_file import main as write_region_file
-from distill_vision_tower import STATE, initialise_locally, initialise_patches, main, parse_arguments, text_vectors
+from distill_vision_tower import (
+    ARGUMENTS,
+    STATE,
+    UNFINISHED,
+    Training,
+    initialise_locally,
+    initialise_patches,
+    main,
+    parse_arguments,
+    text_vectors,
+)
 from distillation_views import ViewOptions, ViewSampler, read_photos
 from efficientnet_lite0 import EfficientNetLite0, load_efficientnet_lite0
 
@@ -90,14 +103,46 @@ def test_folder_is_a_model_whose_texts_are_the_backbones(workspace, distilled):
     torch.testing.assert_close(model.encode_text(texts, processor, output="tensor"), expected, atol=1e-5, rtol=1e-4)
     regions = model.encode_image([dataset[0]["image"]], processor, masks=[dataset[0]["masks"]], output="tensor")
     assert regions.shape == (len(texts), AutoConfig.from_pretrained(workspace / "llm").hidden_size)
-    assert not list(workspace.glob(".distilled-*"))
+    assert not list((workspace / "distilled").glob(".*"))
+
+
+def test_interrupted_save_is_made_again(workspace, monkeypatch):
+    options = {"photos": "images", "max_steps": 1, "probe": {"views": 0, "steps": 0}, "optimizer": "adamw"}
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupted(*arguments):
+        raise Interrupted
+
+    monkeypatch.setattr(distill_vision_tower, "build_processor", interrupted)
+    with pytest.raises(Interrupted):
+        distill(workspace, "again", **options)
+    monkeypatch.undo()
+    assert distill(workspace, "again", **options)["steps"] == 1
+    assert not [path.name for path in (workspace / "again").iterdir() if path.name in (STATE, UNFINISHED)]
+
+
+def test_arguments_beside_the_model_tell_no_folder_of_this_machine(workspace, distilled):
+    text = (workspace / "distilled" / ARGUMENTS).read_text(encoding="utf-8")
+    assert str(workspace) not in text
+    assert json.loads(text)["photos"] == "train.jsonl"
 
 
 @pytest.mark.slow
 def test_pretraining_goes_on_from_the_folder(workspace, distilled):
     ran = pretrain(
         workspace / "config.json",
-        *("--initial_model", str(workspace / "distilled"), "--vision_config", "{}", "--max_steps", "1"),
+        *(
+            "--initial_model",
+            str(workspace / "distilled"),
+            "--vision_config",
+            "{}",
+            "--text_backbone",
+            "",
+            "--max_steps",
+            "1",
+        ),
         *("--output_dir", str(workspace / "trained"), "--learning_rate", "1e-9", "--eval_strategy", "no"),
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -107,7 +152,10 @@ def test_pretraining_goes_on_from_the_folder(workspace, distilled):
 
 
 def test_interrupted_training_goes_on_where_it_was(workspace, monkeypatch):
-    whole = distill(workspace, "whole", max_steps=6, reuse=1, held_batches=1, logging_steps=1)
+    options = {"max_steps": 6, "reuse": 3, "held_batches": 3, "logging_steps": 1, "probe": {"views": 0, "steps": 10}}
+    whole = distill(workspace, "whole", **options)
+    # Photos that are measured at the end have texts of their own, and change nothing in training.
+    options["held_out"] = str(workspace / "heldout.jsonl")
     steps = []
 
     class Interrupted(Exception):
@@ -122,34 +170,106 @@ def test_interrupted_training_goes_on_where_it_was(workspace, monkeypatch):
     unchanged = distill_vision_tower.distillation_losses
     monkeypatch.setattr(distill_vision_tower, "distillation_losses", losses)
     with pytest.raises(Interrupted):
-        distill(workspace, "parts", max_steps=6, reuse=1, held_batches=1, logging_steps=1, save_minutes=0)
+        distill(workspace, "parts", save_minutes=0, **options)
     assert torch.load(workspace / "parts" / STATE, weights_only=True)["step"] == 4
     monkeypatch.undo()
-    parts = distill(workspace, "parts", max_steps=6, reuse=1, held_batches=1, logging_steps=1)
+    # What else lies in the folder is nobody's to remove.
+    kept = {"thesis.txt": "mine", "other/model.safetensors": "mine too"}
+    (workspace / "parts" / "other").mkdir()
+    for name, content in kept.items():
+        (workspace / "parts" / name).write_text(content, encoding="utf-8")
+    parts = distill(workspace, "parts", **options)
     assert parts["steps"] == 6
-    for name in ("features", "dense", "token"):
+    for name in ("features", "dense", "token", "texts", "ranking"):
         assert parts["log"][-1][name] == pytest.approx(whole["log"][-1][name], abs=1e-4), name
     assert not (workspace / "parts" / STATE).exists()
+    assert {name: (workspace / "parts" / name).read_text(encoding="utf-8") for name in kept} == kept
+    assert AutoModel.from_pretrained(workspace / "parts").config.vision_config.hidden_size == 32
+
+
+def test_start_after_an_interruption_counts_as_time(workspace, distilled):
+    shutil.copy(workspace / "distilled.json", workspace / "late.json")
+    options = parse_arguments([str(workspace / "late.json"), "--output_dir", str(workspace / "late")])
+    bank = read_photos(workspace / "train.jsonl", side=64)
+    training = Training(options, bank, torch.eye(len(bank.texts), 32), torch.device("cpu"))
+    training.probe = distill_vision_tower.TextProbe(distill_vision_tower.FEATURES, 32)
+    training.elapsed, training.before = 60.0, 30.0
+    training.save_state()
+    assert training.load_state()
+    # An hour of reading leaves none of ten minutes.
+    training.train(time.monotonic() - 3600)
+    assert training.step == 0 and training.before > 3600
+
+
+def test_no_model_is_saved_where_no_time_was_left_to_train(workspace):
+    with pytest.raises(RuntimeError, match="no step was trained"):
+        distill(workspace, "hasty", photos="images", minutes=1e-9, probe={"views": 0, "steps": 0})
+    assert not (workspace / "hasty").exists()
 
 
 def test_folder_of_images_without_texts(workspace):
     found = distill(workspace, "plain", photos="images", max_steps=6, optimizer="adamw")
-    assert found["log"][-1]["features"] < found["log"][0]["features"]
+    assert found["log"][-1]["dense"] < 0.9 * found["log"][0]["dense"]
     assert AutoModel.from_pretrained(workspace / "plain").config.vision_config.hidden_size == 32
+
+
+def test_photos_of_a_folder_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_photos(tmp_path, side=64).sizes.tolist() == [[40, 20]]
+
+
+def test_photos_beyond_this_machines_memory_are_refused(tmp_path):
+    Image.new("RGB", (40, 20)).save(tmp_path / "photo.png")
+    with pytest.raises(MemoryError, match="--photo_size"):
+        read_photos(tmp_path, side=10**7)
+
+
+def test_vectors_of_another_backbone_are_refused(workspace, tmp_path):
+    (tmp_path / "other").mkdir()
+    make_text_backbone(tmp_path / "other")
+    weights = AutoModel.from_pretrained(tmp_path / "other")
+    nn.init.normal_(weights.get_input_embeddings().weight)
+    weights.save_pretrained(tmp_path / "other")
+    arguments = ["--photos", "x", "--output_dir", str(tmp_path / "new"), "--text_vectors", str(tmp_path / "texts.pt")]
+    arguments += ["--optimizer", "adamw"]
+    own = parse_arguments([*arguments, "--text_backbone", str(workspace / "llm")])
+    first = text_vectors(own, ["a dog"])
+    torch.testing.assert_close(text_vectors(own, ["a cat", "a dog"])[1], first[0])
+    torch.testing.assert_close(text_vectors(parse_arguments(arguments), ["a dog"]), first)
+    other = parse_arguments([*arguments, "--text_backbone", str(tmp_path / "other")])
+    for texts in (["a dog"], ["a horse"]):
+        with pytest.raises(ValueError, match="holds another vector of 'a dog'"):
+            text_vectors(other, texts)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--optimizer", "sgd"], "accepted are 'muon' and 'adamw'"),
-        (["--weights", '{"sparse": 1}'], "unknown losses sparse"),
+        (["--weights", '{"sparse": 1}'], "--weights has the unknown sparse"),
+        (["--views", '{"x": 1}'], "--views has the unknown x"),
+        (["--probe", '{"y": 1}'], "--probe has the unknown y"),
+        (["--vision_config", '{"nothing": 3}'], "--vision_config has the unknown nothing"),
         (["--probe", "{"], "is not JSON"),
+        (["--probe", "[1]"], "accepted is a JSON object"),
+        (["--batch_size", "0"], "--batch_size is 0; accepted are 1 and more"),
+        (["--minutes", "0"], "--minutes is 0.0; accepted are numbers above 0"),
+        (["--output_dir", str(ROOT / "examples")], "holds other things than this script's"),
     ],
 )
 def test_wrong_options_are_told(workspace, distilled, capsys, arguments, message):
     with pytest.raises(SystemExit):
         main([str(workspace / "distilled.json"), *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_initial_model_has_a_backbone_of_its_own(workspace, capsys):
+    arguments = [str(workspace / "config.json"), "--initial_model", "x", "--vision_config", "{}"]
+    with pytest.raises(SystemExit):
+        pretraining_arguments.parse_arguments(arguments, "")
+    assert "leave text_backbone out" in capsys.readouterr().err
 
 
 def test_folded_batch_norms_change_nothing(workspace):
@@ -217,7 +337,7 @@ def test_views_know_which_region_is_where(workspace):
     assert pasted.images.min() >= 0 and pasted.images.max() <= 1
 
 
-def test_region_file_of_coco_annotations(tmp_path):
+def test_region_file_of_coco_annotations(tmp_path, capsys):
     lines = (DATA / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[:4]
     records = [json.loads(line) for line in lines]
     names = sorted({region["category"] for record in records for region in record["regions"]})
@@ -244,6 +364,15 @@ def test_region_file_of_coco_annotations(tmp_path):
             *("--held_out_output", str(tmp_path / "held_out.jsonl")),
         ]
     )
+    with pytest.raises(SystemExit):
+        write_region_file(
+            [
+                *("--images", str(DATA), "--instances", str(tmp_path / "instances.json"), "--held_out_share", "0.1"),
+                *("--output", str(tmp_path / "none.jsonl"), "--held_out_output", str(tmp_path / "none_held.jsonl")),
+            ]
+        )
+    assert "0.1 of 4 photos keeps 0 apart" in capsys.readouterr().err
+    assert not (tmp_path / "none.jsonl").exists()
     found = {
         sample["image_id"]: sample
         for name in ("train", "held_out")
@@ -262,7 +391,15 @@ def test_images_are_normalised_as_those_the_initial_model_was_trained_on(workspa
     processor = AutoProcessor.from_pretrained(workspace / "distilled")
     processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     processor.save_pretrained(tmp_path)
-    arguments = [str(workspace / "config.json"), "--initial_model", str(tmp_path), "--vision_config", "{}"]
+    arguments = [
+        str(workspace / "config.json"),
+        "--initial_model",
+        str(tmp_path),
+        "--vision_config",
+        "{}",
+        "--text_backbone",
+        "",
+    ]
     model_arguments, data_arguments, _ = pretraining_arguments.parse_arguments(arguments, "")
     model = AutoModel.from_pretrained(workspace / "distilled")
     built = run_pretraining.build_processor(data_arguments, model, str(tmp_path), model_arguments.initial_model)

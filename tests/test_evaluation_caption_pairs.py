@@ -209,10 +209,10 @@ def test_counts_and_items(tmp_path):
         "captions that are no query, alone with their image": 1,
     }
     assert [(item["key"], item["text"], item["truth"]) for item in result.items] == [
-        ("a#0", "A dog.", "a"),
-        ("a#1", "Brown dog", "a"),
-        ("b#2", "One cat", "b"),
-        ("b#3", "a dog", "b"),
+        ("a#0", "A dog.", "Brown dog"),
+        ("a#1", "Brown dog", "A dog."),
+        ("b#2", "One cat", "a dog"),
+        ("b#3", "a dog", "One cat"),
     ]
     for item in result.items:
         assert item["correct"] == (item["rank"] == 1) and item["predicted"] not in (item["text"], "a  dog")

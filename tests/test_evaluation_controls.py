@@ -89,7 +89,7 @@ def few(tmp_path_factory):
 
 @pytest.mark.parametrize("name", FEW)
 def test_random_weights_are_at_chance(name, few):
-    check_chance(name, few, seeds=3, limit=6)
+    check_chance(name, few, seeds=2 if name == "refcoco" else 3, limit=6)
 
 
 @pytest.mark.parametrize("name", FEW)

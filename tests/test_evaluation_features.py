@@ -483,6 +483,7 @@ def compute_in_a_process(folder, photos):
     return found, computed, message
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_bit_for_bit():
     results = run_processes(compute_in_a_process, None, 5)
     threads = torch.get_num_threads()

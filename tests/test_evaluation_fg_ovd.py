@@ -98,7 +98,8 @@ def test_figures_are_those_of_a_plain_loop(folder):
 def test_results_of_one_seed_are_equal_and_can_be_read(folder):
     results = [FgOvd(folder, DEFAULT).evaluate(features(RandomEncoder())) for _ in range(2)]
     assert results[0].to_json() == results[1].to_json()
-    assert BenchmarkResult.from_dict(json.loads(results[0].to_json())).figures == results[0].figures
+    read = BenchmarkResult.from_dict(json.loads(results[0].to_json()))
+    assert read.to_json() == results[0].to_json() and read.figures.keys() == results[0].figures.keys()
 
 
 def test_a_model_that_knows_nothing_is_at_chance(folder):

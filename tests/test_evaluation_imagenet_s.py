@@ -84,7 +84,13 @@ def test_names_are_the_first_of_the_mapping(folder):
     assert near.classes[3] == "unseen_thing_3"
 
 
-@pytest.mark.parametrize("preset", ImageNetS.presets)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(name, marks=pytest.mark.slow if protocol.templates == "imagenet-80" else ())
+        for name, protocol in ImageNetS.presets.items()
+    ],
+)
 def test_a_told_model_scores_one(folder, preset):
     benchmark = ImageNetS(folder, changed(preset))
     result = benchmark.evaluate(FeatureExtractor(told_encoder(benchmark)))

@@ -5,6 +5,7 @@ import importlib.util
 import os
 
 import pytest
+import yaml
 from evaluation_for_tests import ROOT
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
@@ -177,11 +178,35 @@ def test_kinds_of_figures():
     assert metric_type("dilated 10 %: right region of two") == "right_region_of_two"
 
 
-def test_the_table_of_coco_mini_tells_another_protocol_than_the_default():
+def load_coco_mini():
     path = ROOT / "tests" / "benchmarks" / "coco_mini_evaluation.py"
     spec = importlib.util.spec_from_file_location("coco_mini_evaluation", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_wrong_for_coco_mini_is_told(tmp_path, capsys):
+    (tmp_path / "coco-mini").mkdir()
+    module = load_coco_mini()
+    given = ["--shared", str(tmp_path), "--model", "x", "--output_dir", str(tmp_path / "out")]
+    given += ["--benchmark", "coco-regions", "flickr30k"]
+    for change, message in (
+        (["--protocol", "official-fgclip"], "flickr30k has no preset 'official-fgclip'"),
+        (["--protocol", "docci=default"], "--protocol names 'docci', which --benchmark does not"),
+        (["--set", "views"], "--set 'views' is no KEY=VALUE"),
+    ):
+        with pytest.raises(SystemExit):
+            module.main([*given, *change])
+        assert message in capsys.readouterr().err
+    options = module.parse_arguments([*given, "--protocol", "coco-regions=official-pixclip"])
+    assert options.presets == {"coco-regions": "official-pixclip"}
+    assert module.main([*given, "--device", "nonsense"]) == 1
+    assert "error: --device nonsense cannot be used" in capsys.readouterr().err
+
+
+def test_the_table_of_coco_mini_tells_another_protocol_than_the_default():
+    module = load_coco_mini()
     runs = [[a_result(value=value), a_result("flickr30k", changed={"limit": 4})] for value in (0.5, 0.6)]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in module.figures_table(runs).splitlines()[2:]]
     assert rows[0] == ["coco-regions", "top-1", "1,125", "0.013", "0.550 (0.500 to 0.600)"]
@@ -196,3 +221,53 @@ def test_tables_are_markdown():
     ]
     assert figure_rows([a_result(changed={"limit": 100})])[0][1] == "default, limit=100"
     assert r"a\|b median rank" in lines[3] and " 12 " in lines[3]
+
+
+@pytest.mark.parametrize("before", ["\n", "  \n\n", " ", "\r\n"])
+def test_metadata_after_blanks_are_kept(tmp_path, before):
+    (tmp_path / "README.md").write_bytes(f"{before}---\nlicense: mit\n---\nWords.\n".encode())
+    card = ModelCard.load(add_to_card(tmp_path, [a_result()]))
+    assert card.data.license == "mit" and card.data.eval_results[0].metric_value == 0.55
+    content = (tmp_path / "README.md").read_bytes().decode()
+    assert content.startswith(f"{before}---\nlicense: mit\n") and content.count("---\n") == 2
+
+
+RESULT = "  - task: {type: t}\n    dataset: {type: d, name: D}\n    metrics:\n    - {type: accuracy, value: 1}\n"
+
+
+def test_of_several_models_that_of_the_folders_name_gets_the_results(tmp_path):
+    folder = tmp_path / "second"
+    folder.mkdir()
+    content = f"---\nmodel-index:\n- name: first\n  results:\n{RESULT}- name: second\n  results:\n{RESULT}---\n"
+    (folder / "README.md").write_text(content)
+    add_to_card(folder, [a_result()])
+    index = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["model-index"]
+    assert [(model["name"], len(model["results"])) for model in index] == [("first", 1), ("second", 2)]
+    folder.rename(tmp_path / "third")
+    with pytest.raises(ValueError, match="several models, first, second; the folder's name, third, must be"):
+        add_to_card(tmp_path / "third", [a_result()])
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("model-index:\n- results: []\n", "no list of models, each with `name` and `results`"),
+        ("model-index:\n- text\n", "no list of models, each with `name` and `results`"),
+        ("model-index:\n- name: a\n  results:\n  - task: {type: t}\n    metrics: []\n", "without `task` or `dataset`"),
+        ("model-index: [\n{name: a,\nresults: []}]\nlicense: mit\n", "in a form that cannot be replaced"),
+        ("model-index:\n- name: a\n# mine\n  results: []\n", "no comment at the beginning of a line"),
+        # The Hub's client asks for the name of a dataset.
+        (f"model-index:\n- name: a\n  results:\n{RESULT.replace(', name: D', '')}", "cannot be parsed: .*'name'\\.$"),
+    ],
+)
+def test_why_a_card_is_kept_is_told(tmp_path, block, message):
+    (tmp_path / "README.md").write_text(f"---\n{block}---\n")
+    with pytest.raises(ValueError, match=message):
+        add_to_card(tmp_path, [a_result()])
+    assert (tmp_path / "README.md").read_text() == f"---\n{block}---\n"
+
+
+def test_entries_tell_whose_they_are():
+    result = a_result()
+    result.model = {"name": "m", "weights_sha256": "0c"}
+    assert evaluation_entries([result])[0].metric_args["weights_sha256"] == "0c"

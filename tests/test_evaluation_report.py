@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from evaluation_for_tests import PHOTOS, heldout_records
 from PIL import Image
 
-from processing_pixclip.evaluation.plots import main_items, plot_result
+from processing_pixclip.evaluation.plots import confusion_table, main_items, plot_result, shown_classes
 from processing_pixclip.evaluation.report import choose_examples, draw_item, render_report
 from processing_pixclip.evaluation.results import BenchmarkResult, Figure
 from processing_pixclip.regions import mask_to_box, to_mask
@@ -237,3 +238,61 @@ def test_items_of_the_view_of_the_main_figure_are_shown():
     assert [item["key"] for item in main_items(result)] == ["roi1", "roi2"]
     assert len(choose_examples(result)[0]) == 2 and choose_examples(result)[1] == []
     assert json.loads(result.to_json())["main_figure"] == "roi: top-1"
+
+
+def test_examples_are_those_of_the_main_figure():
+    items = [
+        {"key": f"{split}{number}", "direction": split, "correct": True, "score": number, "image": f"{number}.jpg"}
+        for split in ("trivial", "hard")
+        for number in range(3)
+    ]
+    figures = {name: Figure(1.0, chance=0.1) for name in ("trivial", "hard", "roi: hard")}
+    for main in ("hard", "roi: hard"):
+        best, _ = choose_examples(classified(main, items=items, figures=figures))
+        assert [item["key"] for item in best] == ["hard2", "hard1", "hard0"]
+    best, worst = choose_examples(retrieved())
+    assert {item["direction"] for item in best + worst} == {"text to image"}
+
+
+def test_examples_show_a_photo_twice_at_most_and_none_that_is_always_right():
+    items = [{"key": str(n), "correct": True, "score": n, "image": "a.jpg" if n else "b.jpg"} for n in range(9)]
+    items += [{"key": "alone", "correct": True, "score": 99, "image": "c.jpg", "chance": 1.0}]
+    best, _ = choose_examples(classified(items=items))
+    assert [item["key"] for item in best] == ["8", "0", "7"]
+
+
+def test_the_confusion_shows_what_a_collapsed_model_predicts():
+    items = [{"truth": f"class {n % 40:02}", "predicted": "toaster"} for n in range(200)]
+    rows, columns, table = confusion_table(items, Counter(item["truth"] for item in items))
+    assert len(rows) == 20 and columns == [*rows, "toaster"]
+    assert (table[:, -1] == 1).all() and table[:, :-1].sum() == 0
+    items += [{"truth": "class 00", "predicted": f"odd {n}"} for n in range(6)]
+    _, columns, table = confusion_table(items, Counter(item["truth"] for item in items))
+    assert columns[20:] == ["toaster", "odd 0", "odd 1", "odd 2", "odd 3", "another"]
+    np.testing.assert_allclose(table.sum(axis=1), 1)
+
+
+def test_among_classes_of_equal_accuracy_those_of_most_items_are_shown():
+    classes = shown_classes([(0.0, count, f"class {count}") for count in range(1, 101)])
+    assert [entry and entry[1] for entry in classes] == [*range(100, 85, -1), None, *range(71, 86)]
+    few = [(0.5, 1, "b"), (1.0, 1, "c"), (0.5, 2, "a")]
+    assert [entry[2] for entry in shown_classes(few)] == ["c", "a", "b"]
+
+
+def test_chance_is_drawn_for_a_figure_that_is_called_like_its_split():
+    items = [{"key": str(n), "direction": "hard", "rank": n + 1, "correct": n == 0, "score": 1.0} for n in range(4)]
+    figures = {"hard": Figure(0.25, chance=0.1)}
+    with_chance = plot_result(classified("hard", items=items, figures=figures))
+    without = plot_result(classified("hard", items=items, figures={"hard": Figure(0.25)}))
+    assert with_chance["retrieval"] != without["retrieval"]
+
+
+def test_prompts_are_shown_as_class_names():
+    items = [
+        {"key": str(n), "correct": n < 3, "truth": f"a {'cat' if n < 3 else 'dog'}.", "predicted": "a cat."}
+        for n in range(5)
+    ]
+    bare = [{**item, "truth": item["truth"][2:-1], "predicted": "cat"} for item in items]
+    prompts = classified(items=items, protocol={"name": "default", "template": "a {}."})
+    assert plot_result(prompts) == plot_result(classified(items=bare, protocol={"name": "default"}))
+    assert plot_result(prompts) != plot_result(classified(items=items, protocol={"name": "default"}))

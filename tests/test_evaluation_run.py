@@ -199,6 +199,8 @@ def test_settings_go_to_the_benchmarks_that_have_them():
     [
         ({"names": []}, "there is no benchmark to run"),
         ({"names": ["flickr"]}, "'flickr' is no benchmark; did you mean flickr30k"),
+        ({"names": ["COCO-regions"]}, "'COCO-regions' is no benchmark; did you mean coco-regions"),
+        ({"settings": {"views": "roi,full,roi"}}, "coco-regions: views names roi more than once"),
         ({"protocol": "official"}, "coco-regions has no preset 'official'"),
         ({"protocol": {"flickr30k": "nothing"}}, "flickr30k has no preset 'nothing'"),
         (
@@ -238,3 +240,29 @@ def test_two_processes_find_the_same_and_one_writes(finished, folders, tmp_path)
     for name in set(seen) - {"run_info.json"}:
         assert (tmp_path / "two" / name).read_bytes() == (out / name).read_bytes(), name
     assert json.loads((tmp_path / "two" / "run_info.json").read_text())["processes"] == 2
+
+
+def test_an_interrupted_run_leaves_nothing_of_an_earlier_one(folders, tmp_path, caplog):
+    measure(folders, tmp_path, names=["coco-regions", "caption-pairs"])
+    (tmp_path / "notes.txt").write_text("mine")
+
+    class Interrupted(RandomEncoder):
+        def encode_texts(self, texts, kind):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(folders, tmp_path, Interrupted(), ["coco-regions"])
+    assert files_of(tmp_path).keys() == {
+        *("notes.txt", "caption-pairs/items.jsonl", "caption-pairs/results.json", "caption-pairs/retrieval.png")
+    }
+    (told,) = [record.getMessage() for record in caplog.records if "earlier run" in record.getMessage()]
+    assert "holds caption-pairs of an earlier run" in told
+
+
+def test_written_numbers_have_six_digits(finished):
+    out, results = finished
+    for name, figure in json.loads((out / "coco-regions" / "results.json").read_text())["figures"].items():
+        exact = results[0].figures[name]
+        for key in ("value", "low", "high", "chance"):
+            assert figure[key] == round(getattr(exact, key), 6)
+    assert any(figure.low != round(figure.low, 6) for figure in results[0].figures.values())

@@ -1,7 +1,9 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """examples/run_evaluation.py as users run it, on tiny saved models."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from encoders_for_tests import clip_pair, pixclip_pair, save_pair
 from evaluation_for_tests import ROOT
 from huggingface_hub import ModelCard
@@ -56,21 +59,32 @@ def run_script(*arguments, launcher=(sys.executable,)):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # As the scripts that are started: another number may change the last digits of a score.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def finished(workspace):
-    run = run_script(*arguments_for(workspace))
-    assert run.returncode == 0, run.stderr
-    return run
+def finished(workspace, one_thread):
+    """What a run printed."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        assert run_evaluation.main(arguments_for(workspace)) == 0
+    return told.getvalue()
 
 
 def test_a_run_prints_protocol_and_table_and_writes_all(workspace, finished):
     results = read_results(workspace / "out" / "results.json")
     assert [result.benchmark for result in results] == NAMES
-    told = finished.stdout
+    told = finished
     for benchmark in map(BENCHMARKS.get, NAMES):
         for field in protocol_fields(benchmark):
             assert re.search(rf"^{field} = ", told, re.M)
-    assert "limit = 3\n" in told and "presets" not in finished.stderr
+    assert "limit = 3\n" in told
     for part in (
         "== coco-regions: part of COCO val2017\nprotocol default, limit=3, bootstrap=20\n",
         "a photo of a {}.",
@@ -84,7 +98,6 @@ def test_a_run_prints_protocol_and_table_and_writes_all(workspace, finished):
     assert len(table) == len(results[0].figures)
     assert f"{results[0].figures['top-1'].value:.3f}" in table[0]
     assert told.rstrip().endswith(str(workspace / "out" / "report.html"))
-    assert "1 of 2: coco-regions" in finished.stderr and "100%" in finished.stderr
     info = json.loads((workspace / "out" / "run_info.json").read_text())
     assert info["command"].startswith("examples/run_evaluation.py --model pixclip --benchmark coco-regions,flickr30k")
     assert str(workspace) not in (workspace / "out" / "results.json").read_text()
@@ -116,9 +129,10 @@ def test_a_clip_model_of_transformers_is_measured_and_put_into_a_card(workspace,
     assert card.read_text().endswith("---\nMine.\n")
 
 
-def test_the_list_needs_nothing_else(capsys):
-    assert run_evaluation.main(["--list"]) == 0
-    told = capsys.readouterr().out
+def test_the_list_needs_nothing_else():
+    run = run_script("--list")
+    assert run.returncode == 0, run.stderr
+    told = run.stdout
     assert [line.split(":")[0] for line in told.splitlines() if line and line[0] != " "] == list(BENCHMARKS)
     assert list(LAYOUTS) == list(BENCHMARKS)
 
@@ -184,6 +198,10 @@ def test_presets_by_benchmark(workspace, capsys):
         (["--model", "./nowhere"], "--model ./nowhere is not a folder"),
         (["--add_to_card", "nowhere"], "--add_to_card nowhere is not a folder"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--output_dir", ""], "--output_dir is empty"),
+        (["--cache_dir", ""], "--cache_dir is empty"),
+        (["--revision", "main"], "--revision is of a model on the Hub"),
+        (["--set", "limit=7"], "--limit 3 and --set limit=7 are both given"),
     ],
 )
 def test_what_is_wrong_on_the_command_line_is_told(workspace, capsys, change, message):
@@ -201,7 +219,7 @@ def test_what_is_lacking_is_told(capsys):
 
 @pytest.mark.parametrize("change", ["data", "file", "view", "weights", "hub"])
 def test_what_cannot_be_used_ends_without_a_traceback(workspace, capsys, change, tmp_path):
-    arguments = arguments_for(workspace, out="wrong")
+    arguments = arguments_for(workspace, out="wrong-data")
     if change == "data":
         arguments += ["--data_dir", str(tmp_path)]
         messages = ["coco-regions reads", "instances_val2017.json", "flickr30k reads", "dataset_flickr30k.json"]
@@ -225,7 +243,61 @@ def test_what_cannot_be_used_ends_without_a_traceback(workspace, capsys, change,
     assert "Traceback" not in told and "error: " in told
     for message in messages:
         assert message in told
-    assert not (workspace / "wrong").exists()
+    assert not any((workspace / "wrong-data").iterdir())
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cuda"])
+def test_a_device_that_cannot_be_used_is_told(workspace, capsys, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if device == "cuda" and torch.version.cuda is not None:
+        pytest.skip("of this PyTorch, cuda may be usable")
+    assert run_evaluation.main([*arguments_for(workspace, out="no-device"), "--device", device]) == 1
+    assert f"error: --device {device} cannot be used: " in capsys.readouterr().err
+    assert not (workspace / "no-device").exists()
+
+
+@pytest.mark.parametrize("name", ["output_dir", "cache_dir"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_data_are_read(workspace, capsys, name, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    arguments = [*arguments_for(workspace, out="unwritten"), "--data_dir", str(tmp_path / "none")]
+    assert run_evaluation.main([*arguments, f"--{name}", str(file)]) == 1
+    assert f"error: --{name} {file} cannot be written into: " in capsys.readouterr().err
+    assert file.read_text() == "mine"
+
+
+def test_a_preset_is_printed_without_data_and_model(capsys):
+    assert run_evaluation.main(["--benchmark", "coco-regions", "--protocol", "official-fgclip"]) == 0
+    told = capsys.readouterr().out
+    assert "protocol official-fgclip\n" in told and 'views = ["roi"]' in told
+    assert run_evaluation.main(["--benchmark", "coco-regions", "--protocol", "--set", "views=nothing"]) == 1
+    assert "'nothing'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_evaluation.main(["--benchmark", "coco-regions", "--protocol", "default", "--model", "x"])
+
+
+def test_a_card_of_another_model_is_told(workspace, capsys, caplog):
+    other = workspace / "other"
+    other.mkdir()
+    arguments = arguments_for(workspace, names=["flickr30k"], out="other-out")
+    with caplog.at_level("WARNING"):
+        assert run_evaluation.main([*arguments, "--add_to_card", str(workspace / "pixclip")]) == 0
+        assert "is not the folder of" not in caplog.text
+        assert run_evaluation.main([*arguments, "--add_to_card", str(other)]) == 0
+    assert f"--add_to_card {other} is not the folder of --model {workspace / 'pixclip'}" in caplog.text
+    (workspace / "pixclip" / "README.md").unlink()
+
+
+def test_an_interruption_tells_of_cached_vectors_where_there_are(workspace, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_evaluation, "load_benchmarks", interrupt)
+    arguments = arguments_for(workspace, out="interrupted")
+    assert run_evaluation.main(arguments) == 130
+    assert capsys.readouterr().err == "interrupted; what finished is in its folder\n"
+    assert run_evaluation.main([*arguments, "--cache_dir", str(workspace / "kept")]) == 130
+    assert f", and vectors stay in {workspace / 'kept'}" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -237,6 +309,7 @@ def test_launchers_start_it_and_two_processes_write_the_same_once(workspace, fin
         folder = workspace / f"out-{processes}"
         run = run_script(*arguments_for(workspace, out=folder.name), launcher=launcher)
         assert run.returncode == 0, run.stderr
+        assert run.stderr.count("1 of 2: coco-regions") == 1 and "100%" in run.stderr
         assert run.stdout.count("| coco-regions | default, limit=3, bootstrap=20 | top-1 ") == 1
         for name in ("results.json", "report.html", "flickr30k/items.jsonl"):
             assert (folder / name).read_bytes() == (workspace / "out" / name).read_bytes()

@@ -279,6 +279,9 @@ class CaptionPairs(Benchmark):
         )
         images = captions.image[found.queries]
         figures = retrieval_figures("caption to caption", found.ranks, images, found.right, found.gallery, protocol)
+        of_image: dict[int, list[int]] = {}
+        for row, image in enumerate(captions.image.tolist()):
+            of_image.setdefault(image, []).append(row)
         items = [
             {
                 "key": f"{captions.image_ids[image]}#{query}",
@@ -287,7 +290,7 @@ class CaptionPairs(Benchmark):
                 "correct": bool(rank == 1),
                 "score": float(score),
                 "text": captions.texts[query],
-                "truth": captions.image_ids[image],
+                "truth": "; ".join(captions.texts[row] for row in of_image[int(image)] if row != query),
                 "predicted": captions.texts[nearest],
             }
             for query, rank, image, nearest, score in zip(

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +21,9 @@ from ..atomic_files import open_atomic
 from .benchmark import Benchmark
 from .encoders import Encoder
 from .features import FeatureExtractor
-from .plots import plot_result
+from .plots import PLOTS, plot_result
 from .region_classification import resolve_view
-from .registry import accepted, get_benchmark, get_protocol, protocol_fields
+from .registry import BENCHMARKS, accepted, get_benchmark, get_protocol, protocol_fields
 from .report import render_report
 from .results import BenchmarkResult
 
@@ -68,7 +70,13 @@ def make_benchmarks(
         own |= {
             name.partition(".")[2]: value for name, value in settings.items() if name.partition(".")[0] == each.name
         }
-        benchmarks.append(each(folder, get_protocol(each, preset, own)))
+        made = get_protocol(each, preset, own)
+        twice = [view for view, count in Counter(getattr(made, "views", ())).items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"{each.name}: views names {', '.join(twice)} more than once; accepted is each view once."
+            )
+        benchmarks.append(each(folder, made))
     return benchmarks
 
 
@@ -164,10 +172,15 @@ def evaluate_benchmarks(
 
     Each benchmark's files are written when it ends, so an interrupted run keeps what it finished. `output_dir` gets
 
-    - results.json: all results by benchmark; equal for equal data, protocol and model, byte by byte,
+    - results.json: all results by benchmark, numbers with six digits after the point; equal for equal data, protocol and
+      model, byte by byte, with the same batch sizes, threads, device and packages (other ones change the last digits of
+      vectors, and so may, rarely, a figure),
     - report.html: one page of figures, protocols, plots and examples, which needs no other file,
     - run_info.json: what differs between two such runs: times, device, processes, command,
     - a folder for each benchmark with results.json, items.jsonl (what became of each item) and plots.
+
+    What an earlier run left of these files is removed first. Folders of benchmarks that do not run now stay, which a
+    warning tells.
 
     Args:
         benchmarks: See `make_benchmarks`; those that are not loaded are.
@@ -182,8 +195,7 @@ def evaluate_benchmarks(
     output_dir = Path(output_dir)
     check_views(benchmarks, features.encoder)
     if state.is_main_process:
-        for benchmark in benchmarks:
-            (output_dir / benchmark.name).mkdir(parents=True, exist_ok=True)
+        _clear(output_dir, [benchmark.name for benchmark in benchmarks])
     started, seconds = datetime.now(UTC), {}
     results, plots = [], {}
     for place, benchmark in enumerate(benchmarks, 1):
@@ -210,6 +222,48 @@ def evaluate_benchmarks(
     # So that the files are there when any of the processes goes on.
     state.wait_for_everyone()
     return results
+
+
+def check_folder(path: str | os.PathLike, option: str) -> None:
+    """Makes a folder and finds out whether files can be written into it, before anything else is done.
+
+    Args:
+        path: Of the folder.
+        option: What named it, for the error.
+
+    Raises:
+        ValueError: If it cannot be made, or nothing can be written into it.
+
+    Example:
+        >>> check_folder("README.md", "--output_dir")
+        Traceback (most recent call last):
+        ...
+        ValueError: --output_dir README.md cannot be written into: ...
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{option} {path} cannot be written into: {error.strerror}. Accepted is a folder, made if it is not there."
+        ) from error
+
+
+def _clear(output_dir: Path, names: Sequence[str]) -> None:
+    """Removes the files of an earlier run, so that none is taken for one of this run, also if this one is cut off."""
+    for name in (RESULTS, REPORT, RUN_INFO):
+        (output_dir / name).unlink(missing_ok=True)
+    for name in names:
+        (output_dir / name).mkdir(parents=True, exist_ok=True)
+        for file in (RESULTS, ITEMS, *(f"{plot}.png" for plot in PLOTS)):
+            (output_dir / name / file).unlink(missing_ok=True)
+    others = [name for name in BENCHMARKS if name not in names and (output_dir / name / RESULTS).exists()]
+    if others:
+        logger.warning(
+            "%s holds %s of an earlier run, maybe of another model; they stay, and are not in this run's %s and %s.",
+            *(output_dir, ", ".join(others), RESULTS, REPORT),
+        )
 
 
 def check_views(benchmarks: Sequence[Benchmark], encoder: Encoder) -> None:

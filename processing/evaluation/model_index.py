@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ..atomic_files import open_atomic
@@ -23,8 +23,8 @@ _TASK_NAMES = {
     "image-text-retrieval": "Image-text retrieval",
     "zero-shot-image-classification": "Zero-shot region classification",
 }
-# Metadata of a README.md: between two lines of three dashes, at its beginning.
-_METADATA = re.compile(r"\A(\ufeff?---[ \t]*\r?\n)(.*?)(^---[ \t]*\r?(?:\n|\Z))", re.MULTILINE | re.DOTALL)
+# Metadata of a README.md: between two lines of three dashes, at its beginning; as on the Hub, blanks may stand before.
+_METADATA = re.compile(r"\A(\ufeff?\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*\r?(?:\n|\Z))", re.MULTILINE | re.DOTALL)
 # The key with its value: to the next line that is neither empty nor indented, nor of a list.
 _ENTRY = re.compile(r"^model-index[ \t]*:.*\n?(?:(?:[ \t]*\r?\n)*(?:[ \t]+\S|-(?!--)).*\n?)*", re.MULTILINE)
 
@@ -38,7 +38,7 @@ def evaluation_entries(results: Sequence[BenchmarkResult]) -> list[EvalResult]:
     Returns:
         For each figure: `dataset_type` the benchmark, `dataset_config` benchmark and preset with what was changed of it,
         `dataset_revision` a hash of the files of annotations, `dataset_args` the fields of the protocol and, as `data`, the
-        SHA-256 of each file, `metric_args` interval, count and chance.
+        SHA-256 of each file, `metric_args` interval, count, chance and the SHA-256 of the model's weights.
 
     Example:
         >>> figures = {"text to image R@1": Figure(0.25, count=4, chance=0.05)}
@@ -64,7 +64,7 @@ def evaluation_entries(results: Sequence[BenchmarkResult]) -> list[EvalResult]:
             metric_type=metric_type(name),
             metric_name=name,
             metric_value=round(figure.value, 6),
-            metric_args=_details(figure),
+            metric_args=_details(figure, result.model.get("weights_sha256")),
         )
         for result in results
         for name, figure in result.figures.items()
@@ -106,12 +106,14 @@ def metric_type(name: str) -> str:
     )
 
 
-def _details(figure: Figure) -> dict[str, Any]:
+def _details(figure: Figure, weights: str | None) -> dict[str, Any]:
     details: dict[str, Any] = {"count": figure.count}
     if figure.low is not None:
         details["interval_95"] = [round(figure.low, 6), round(figure.high, 6)]
     if figure.chance is not None:
         details["chance"] = round(figure.chance, 6)
+    if weights is not None:
+        details["weights_sha256"] = weights
     return details
 
 
@@ -120,7 +122,7 @@ def add_to_card(folder: str | os.PathLike, results: Sequence[BenchmarkResult]) -
 
     All other lines stay as they are, byte by byte. Entries of the index stay, but for those of the same benchmark,
     protocol (preset and what was changed of it) and data (hashes of the files), which are replaced. Without a README.md,
-    or without metadata in it, they are made.
+    or without metadata in it, they are made. Of an index of several models, that of the folder's name gets them.
 
     Args:
         folder: Of the model.
@@ -131,7 +133,8 @@ def add_to_card(folder: str | os.PathLike, results: Sequence[BenchmarkResult]) -
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the metadata cannot be read or `model-index` is no model index; the file stays as it is.
+        ValueError: If the metadata cannot be read, `model-index` is no model index, or tells several models of other names; the
+            file stays as it is.
 
     Example:
         >>> import tempfile
@@ -151,6 +154,7 @@ def add_to_card(folder: str | os.PathLike, results: Sequence[BenchmarkResult]) -
     try:
         text = path.read_bytes().decode("utf-8") if path.exists() else ""
         content = _with_results(text, results, folder.resolve().name)
+        _check_readable(content)
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is kept as it is, without the results: {error}") from error
     with open_atomic(path) as file:
@@ -167,11 +171,14 @@ def _with_results(text: str, results: Sequence[BenchmarkResult], name: str) -> s
         raise ValueError("its metadata is no mapping.")
     (ours,) = eval_results_to_model_index(name, evaluation_entries(results))
     index = metadata.get("model-index") or [{"name": name, "results": []}]
-    if not isinstance(index, list) or not all(isinstance(entry.get("results"), list) for entry in index):
-        raise ValueError("its model-index is no list of models with results.")
+    if not isinstance(index, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("results"), list) and entry.get("name") for entry in index
+    ):
+        raise ValueError("its model-index is no list of models, each with `name` and `results`.")
+    place = _place(name, [entry["name"] for entry in index])
     replaced = [_identity(entry) for entry in ours["results"]]
-    kept = [entry for entry in index[0]["results"] if _identity(entry) not in replaced]
-    index = [{**index[0], "results": kept + ours["results"]}, *index[1:]]
+    kept = [entry for entry in index[place]["results"] if _identity(entry) not in replaced]
+    index[place] = {**index[place], "results": kept + ours["results"]}
     new = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True, width=120)
     if "\r\n" in begin:
         new = new.replace("\n", "\r\n")
@@ -180,14 +187,40 @@ def _with_results(text: str, results: Sequence[BenchmarkResult], name: str) -> s
         block = _ENTRY.sub(lambda _: new, block, count=1)
     else:
         block = block + ("" if not block or block.endswith("\n") else "\n") + new
-    if unlike or yaml.safe_load(block) != {**metadata, "model-index": index}:
+    try:
+        unlike = unlike or yaml.safe_load(block) != {**metadata, "model-index": index}
+    except yaml.YAMLError:
+        unlike = True
+    if unlike:
         raise ValueError(
-            "model-index stands in its metadata in a form that cannot be replaced; write it as `model-index:`."
+            "model-index stands in its metadata in a form that cannot be replaced; write it as a line `model-index:` and, "
+            "below it, lines that are indented or begin with `- `, no comment at the beginning of a line among them."
         )
     return begin + block + end + rest
 
 
+def _check_readable(content: str) -> None:
+    """What the Hub's client cannot read, the Hub does not show."""
+    try:
+        ModelCard(content)
+    except ValueError as error:
+        # The rest of its message is of how to load a card.
+        raise ValueError(str(error).partition(" Pass `")[0]) from None
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    """Which model of an index is meant: the only one, or that of the folder's name."""
+    if len(names) > 1 and names.count(name) != 1:
+        raise ValueError(
+            f"its model-index tells several models, {', '.join(map(str, names))}; the folder's name, {name}, must be that of "
+            "one of them."
+        )
+    return names.index(name) if len(names) > 1 else 0
+
+
 def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
+    if not all(isinstance(entry.get(key), dict) and entry[key].get("type") for key in ("task", "dataset")):
+        raise ValueError(f"its model-index has a result without `task` or `dataset`, each with a `type`: {entry}.")
     dataset = entry["dataset"]
     return (entry["task"]["type"], dataset["type"], dataset.get("config"), dataset.get("revision"))
 

@@ -335,6 +335,7 @@ class ReferringExpressions(Benchmark):
                 "image": self.images[expression.image_id].key,
                 "text": expression.text,
                 "box": self.referred[place],
+                "chance": float(self.right[place].mean()) if len(self.right[place]) else 0.0,
             }
             if answer is not None:
                 item["predicted_box"] = of_image[answer].box

@@ -74,8 +74,15 @@ def accepted(name: str, names: Iterable[str]) -> str:
         'did you mean default? Accepted are default, fast.'
     """
     names = list(names)
-    near = difflib.get_close_matches(name, names, n=1) or [each for each in names if name and name in each]
-    return f"did you mean {near[0]}? Accepted are {', '.join(names)}." if near else f"accepted are {', '.join(names)}."
+    lower = {each.lower(): each for each in reversed(names)}
+    near = difflib.get_close_matches(name.lower(), lower, n=1) or [
+        each for each in lower if name and name.lower() in each
+    ]
+    return (
+        f"did you mean {lower[near[0]]}? Accepted are {', '.join(names)}."
+        if near
+        else f"accepted are {', '.join(names)}."
+    )
 
 
 def get_protocol(benchmark: type[Benchmark], preset: str | None, settings: Mapping[str, Any]) -> Protocol:

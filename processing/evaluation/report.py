@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from ..image_reading import read_image
 from ..region_drawing import draw_outline, outline_region, shrink
 from ..regions import box_to_mask, to_mask
-from .plots import main_items
+from .plots import shown_items
 from .results import BenchmarkResult, Figure
 
 
@@ -107,7 +108,10 @@ def is_share(name: str) -> bool:
 
 
 def choose_examples(result: BenchmarkResult) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The surest right items and the surest wrong ones, of different images and truths as far as there are.
+    """The surest right items and the surest wrong ones of those that the main figure counts.
+
+    They are of different images and truths as far as there are, and no more than two of an image. Items that no answer would
+    get wrong, `chance` of 1, are left out.
 
     Example:
         >>> items = [{"key": str(row), "correct": row > 1, "score": row / 4} for row in range(4)]
@@ -116,12 +120,13 @@ def choose_examples(result: BenchmarkResult) -> tuple[list[dict[str, Any]], list
         >>> [item["key"] for item in best], [item["key"] for item in worst]
         (['3', '2'], ['1', '0'])
     """
-    items = sorted(main_items(result), key=lambda item: -float(item.get("score", 0)))
+    items = sorted(shown_items(result), key=lambda item: -float(item.get("score", 0)))
+    items = [item for item in items if item.get("chance") != 1]
     return tuple(_varied([item for item in items if bool(item["correct"]) is right]) for right in (True, False))
 
 
 def _varied(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first ones, without a second of an image or a truth unless there are too few."""
+    """The first ones, without a second of an image or a truth unless there are too few, and never a third of an image."""
     chosen, later, seen = [], [], set()
     for item in items:
         marks = {("image", item.get("image")), ("truth", item.get("truth"))} - {("image", None), ("truth", None)}
@@ -129,7 +134,12 @@ def _varied(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(chosen) == _EXAMPLES:
             return chosen
         seen |= marks
-    return (chosen + later)[:_EXAMPLES]
+    times = Counter(item.get("image") for item in chosen)
+    for item in later:
+        times[item.get("image")] += 1
+        if item.get("image") is None or times[item["image"]] <= 2:
+            chosen.append(item)
+    return chosen[:_EXAMPLES]
 
 
 def _example(item: dict[str, Any], result: BenchmarkResult) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class BenchmarkResult:
         counts: How much there was of everything: images, regions, classes, texts, what was left out and why.
         versions: Of the packages that can change a number.
         items: For each item a plain dict: `key`, `correct` (bool), `score` (how sure, greater is surer), and for the
-            report `image` (key), `mask` or `box`, `truth`, `predicted`, `text`. Not in the results file.
+            report `image` (key), `mask` or `box`, `truth`, `predicted`, `text`, `direction` (or split, as the figures name
+            it), `chance` (that a guess is right, where items differ in it). Not in the results file.
         images: Files of the images by key, for the report. Not in the results file.
         changed: Fields of the protocol with another value than in the preset that it is called after.
         data: SHA-256 and size of each file of annotations that was read, by its path below the data folder.
@@ -85,11 +86,14 @@ class BenchmarkResult:
         return protocol_label(self.protocol["name"], self.changed)
 
     def to_dict(self) -> dict[str, Any]:
-        """What the results file holds: nothing that differs between two runs with one seed."""
+        """What the results file holds: nothing that differs between two runs with one seed.
+
+        Numbers of figures have six digits after the point: further ones hang on batch sizes and threads.
+        """
         content = {
             each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("items", "images")
         }
-        return content | {"figures": {name: asdict(figure) for name, figure in self.figures.items()}}
+        return content | {"figures": {name: _rounded(figure) for name, figure in self.figures.items()}}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, sort_keys=False, ensure_ascii=False, allow_nan=False) + "\n"
@@ -99,6 +103,10 @@ class BenchmarkResult:
         """Reads what `to_dict` made."""
         figures = {name: Figure(**figure) for name, figure in content["figures"].items()}
         return cls(**{**content, "figures": figures})
+
+
+def _rounded(figure: Figure) -> dict[str, Any]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(figure).items()}
 
 
 def protocol_label(name: str, changed: Mapping[str, Any]) -> str:

@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
 
 from layouts_all import LAYOUTS, write_layouts  # noqa: E402
-from run_evaluation import settings_of  # noqa: E402
+from run_evaluation import check_device, presets_of, settings_of  # noqa: E402
 
-from processing_pixclip.evaluation.evaluation_run import run_benchmarks  # noqa: E402
+from processing_pixclip.evaluation.evaluation_run import check_folder, make_benchmarks, run_benchmarks  # noqa: E402
 from processing_pixclip.evaluation.features import FeatureExtractor  # noqa: E402
 from processing_pixclip.evaluation.loading import open_encoder  # noqa: E402
 from processing_pixclip.evaluation.model_index import markdown_table  # noqa: E402
@@ -37,7 +37,21 @@ from processing_pixclip.evaluation.results import BenchmarkResult  # noqa: E402
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    presets = dict(pair.split("=") for pair in options.protocol)
+    try:
+        if options.device is not None:
+            check_device(options.device)
+        check_folder(options.output_dir, "--output_dir")
+        table = figures_table(measure_models(options), options.main)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    (Path(options.output_dir) / "table.md").write_text(f"{table}\n", encoding="utf-8")
+    print(table)
+    return 0
+
+
+def measure_models(options: argparse.Namespace) -> list[list[BenchmarkResult]]:
+    """Results of each model, one a benchmark."""
     runs = []
     with tempfile.TemporaryDirectory() as data:
         folders = write_layouts(Path(data), options.benchmark, Path(options.shared).resolve())
@@ -46,12 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
             features = FeatureExtractor(encoder, cache_dir=options.cache_dir)
             out = Path(options.output_dir) / f"{number}-{Path(model).name}"
             runs.append(
-                run_benchmarks(encoder, options.benchmark, folders, out, presets, settings_of(options), features)
+                run_benchmarks(
+                    *(encoder, options.benchmark, folders, out, options.presets, settings_of(options), features)
+                )
             )
-    table = figures_table(runs, options.main)
-    (Path(options.output_dir) / "table.md").write_text(f"{table}\n", encoding="utf-8")
-    print(table)
-    return 0
+    return runs
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -62,7 +75,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--benchmark", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS), metavar="NAME")
-    parser.add_argument("--protocol", nargs="+", default=[], metavar="NAME=PRESET", help="presets other than default")
+    parser.add_argument("--protocol", metavar="NAME=PRESET[,NAME=PRESET...]", help="presets other than default")
     parser.add_argument("--set", nargs="+", default=[], metavar="[NAME.]KEY=VALUE", help="fields of the protocols")
     parser.add_argument("--limit", type=int, help="only so many images of each benchmark")
     parser.add_argument("--device", help="by default a GPU if there is one")
@@ -71,6 +84,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not os.path.isdir(os.path.join(options.shared, "coco-mini")):
         parser.error(f"--shared {options.shared} holds no folder coco-mini")
+    try:
+        options.presets = presets_of(options)
+        make_benchmarks(options.benchmark, dict.fromkeys(options.benchmark, ""), options.presets, settings_of(options))
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
