@@ -108,6 +108,7 @@ def test_folder_is_a_model_whose_texts_are_the_backbones(workspace, distilled):
 
 def test_interrupted_save_is_made_again(workspace, monkeypatch):
     options = {"photos": "images", "max_steps": 1, "probe": {"views": 0, "steps": 0}, "optimizer": "adamw"}
+    options |= {"batch_size": 2, "teacher_size": 64}
 
     class Interrupted(Exception):
         pass
@@ -153,9 +154,13 @@ def test_pretraining_goes_on_from_the_folder(workspace, distilled):
 
 def test_interrupted_training_goes_on_where_it_was(workspace, monkeypatch):
     options = {"max_steps": 6, "reuse": 3, "held_batches": 3, "logging_steps": 1, "probe": {"views": 0, "steps": 10}}
+    options |= {"batch_size": 4, "teacher_size": 64, "photos": "few_train.jsonl"}
+    for name in ("train", "heldout"):
+        lines = (workspace / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:3]
+        (workspace / f"few_{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     whole = distill(workspace, "whole", **options)
     # Photos that are measured at the end have texts of their own, and change nothing in training.
-    options["held_out"] = str(workspace / "heldout.jsonl")
+    options["held_out"] = str(workspace / "few_heldout.jsonl")
     steps = []
 
     class Interrupted(Exception):
@@ -203,7 +208,7 @@ def test_start_after_an_interruption_counts_as_time(workspace, distilled):
 
 def test_no_model_is_saved_where_no_time_was_left_to_train(workspace):
     with pytest.raises(RuntimeError, match="no step was trained"):
-        distill(workspace, "hasty", photos="images", minutes=1e-9, probe={"views": 0, "steps": 0})
+        distill(workspace, "hasty", photos="images", minutes=1e-9, teacher_size=64, probe={"views": 0, "steps": 0})
     assert not (workspace / "hasty").exists()
 
 

@@ -27,7 +27,8 @@ def load(tmp_path, monkeypatch):
     """`evaluate.load` with code and data in folders of this test."""
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "metrics"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    # Without the folders that others have loaded modules from: those would be looked into first.
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "evaluate_modules").is_dir()])
     forget_loaded_modules()
 
     def load_metric(name):

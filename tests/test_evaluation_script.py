@@ -168,7 +168,7 @@ def test_the_protocol_alone_tells_counts_and_the_models_part_where_they_are_give
     assert not (workspace / "nothing").exists()
 
 
-def test_presets_by_benchmark(workspace, capsys):
+def test_presets_by_benchmark(workspace, finished, capsys):
     arguments = [*arguments_for(workspace, out="presets"), "--protocol", "coco-regions=official-pixclip"]
     assert run_evaluation.main(arguments) == 0
     coco, flickr = read_results(workspace / "presets" / "results.json")
