@@ -2,7 +2,7 @@
 """
 Trains a PixCLIP vision tower from scratch on few photos, by distilling the feature maps of a frozen teacher.
 
-    python examples/distill_vision_tower.py examples/configs/coco_mini_distill.json --minutes 60
+    python examples/distill_vision_tower.py examples/configs/coco_mini_distill.json --text_backbone FOLDER_OR_ID --minutes 60
     python examples/distill_vision_tower.py --photos a_folder --text_backbone sentence-transformers/all-MiniLM-L6-v2 \\
         --output_dir runs/distilled
 

@@ -409,3 +409,12 @@ def test_images_are_normalised_as_those_the_initial_model_was_trained_on(workspa
     model = AutoModel.from_pretrained(workspace / "distilled")
     built = run_pretraining.build_processor(data_arguments, model, str(tmp_path), model_arguments.initial_model)
     assert list(built.image_processor.image_mean) == [0.1, 0.2, 0.3]
+
+
+def test_the_settings_of_the_recipe_are_read():
+    configs = ROOT / "examples" / "configs"
+    distilled = distill_vision_tower.parse_arguments([str(configs / "coco_mini_distill.json"), "--text_backbone", "x"])
+    model, data, training = pretraining_arguments.parse_arguments([str(configs / "coco_mini.json")], "")
+    assert model.initial_model == distilled.output_dir and data.train_file == distilled.photos
+    assert PixCLIPVisionConfig(**distilled.vision_config).grid_size == (14, 14)
+    assert training.output_dir != distilled.output_dir

@@ -3,7 +3,6 @@
 
 import base64
 import io
-import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -13,7 +12,7 @@ import pytest
 from evaluation_for_tests import PHOTOS, heldout_records
 from PIL import Image
 
-from processing_pixclip.evaluation.plots import confusion_table, main_items, plot_result, shown_classes
+from processing_pixclip.evaluation.plots import confusion_table, plot_result, shown_classes
 from processing_pixclip.evaluation.report import choose_examples, draw_item, render_report
 from processing_pixclip.evaluation.results import BenchmarkResult, Figure
 from processing_pixclip.regions import mask_to_box, to_mask
@@ -226,18 +225,6 @@ def test_many_classes_with_odd_names_fit_a_plot():
     plots = plot_result(classified(items=items))
     for content in plots.values():
         assert max(Image.open(io.BytesIO(content)).size) < 1400
-
-
-def test_items_of_the_view_of_the_main_figure_are_shown():
-    items = [
-        {"key": f"{view}{number}", "view": view, "correct": view == "roi"}
-        for view in ("full", "roi")
-        for number in "12"
-    ]
-    result = classified("roi: top-1", items=items, figures={"roi: top-1": Figure(1.0)})
-    assert [item["key"] for item in main_items(result)] == ["roi1", "roi2"]
-    assert len(choose_examples(result)[0]) == 2 and choose_examples(result)[1] == []
-    assert json.loads(result.to_json())["main_figure"] == "roi: top-1"
 
 
 def test_examples_are_those_of_the_main_figure():

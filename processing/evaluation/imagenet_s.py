@@ -156,7 +156,7 @@ class ImageNetS(RegionClassification):
             if not area:
                 left_out["images left out, no pixel of their class"] += 1
             elif area < self.protocol.min_area:
-                left_out["regions left out, below min_area"] += 1
+                left_out["images left out, below min_area"] += 1
             else:
                 image = EvaluationImage(key, photos / folder / f"{file.stem}.JPEG")
                 found.append((EvaluationRegion(key, image, encode_rle(mask)), numbers[folder]))

@@ -413,19 +413,19 @@ class MaskSensitivity(Benchmark):
         items = []
         for pair, of_pair in zip(self.pairs.tolist(), margins.tolist()):
             for this, other, margin in zip(pair, reversed(pair), of_pair):
-                shown, wrong = self.regions[this], self.regions[other]
+                right, wrong = self.regions[this], self.regions[other]
                 correct = margin > _TIE
                 items.append(
                     {
-                        "key": f"{shown.region.key} or {wrong.region.key}",
+                        "key": f"{right.region.key} or {wrong.region.key}",
                         "correct": correct,
                         # Where a region is not shown, nothing was compared.
                         "score": abs(margin) if np.isfinite(margin) else 0.0,
-                        "image": shown.region.image.key,
-                        "mask": shown.region.mask,
-                        "text": shown.text,
-                        "truth": shown.text,
-                        "predicted": shown.text if correct else wrong.text,
+                        "image": right.region.image.key,
+                        "mask": right.region.mask,
+                        "text": right.text,
+                        "truth": right.text,
+                        "predicted": right.text if correct else wrong.text,
                     }
                 )
         return items

@@ -43,7 +43,7 @@ def plot_result(result: BenchmarkResult) -> dict[str, bytes]:
 
     Args:
         result: With its items. Those with `truth` and `predicted` give "per_class" and "confusion", where there is more than
-            one class and classes repeat; those with `rank` give "retrieval". Of several views, that of the main figure.
+            one class and classes repeat; those with `rank` give "retrieval".
 
     Returns:
         PNG files by name.
@@ -56,7 +56,7 @@ def plot_result(result: BenchmarkResult) -> dict[str, bytes]:
         >>> list(plot_result(result))
         ['retrieval']
     """
-    items = main_items(result)
+    items = result.items
     plots = {}
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
         classified = [item for item in items if "rank" not in item and item.get("truth") and item.get("predicted")]
@@ -71,19 +71,9 @@ def plot_result(result: BenchmarkResult) -> dict[str, bytes]:
     return plots
 
 
-def main_items(result: BenchmarkResult) -> list[dict[str, Any]]:
-    """Items of the view that the main figure is of; all of them, where there is but one."""
-    views = list(dict.fromkeys(item["view"] for item in result.items if "view" in item))
-    if len(views) < 2:
-        return result.items
-    prefixed = [view for view in views if result.main_figure.startswith(f"{view}: ")]
-    shown = prefixed[0] if prefixed else views[0]
-    return [item for item in result.items if item.get("view", shown) == shown]
-
-
 def shown_items(result: BenchmarkResult) -> list[dict[str, Any]]:
-    """Those of `main_items` that the main figure counts: of several directions or splits, its own."""
-    items = main_items(result)
+    """Items that the main figure counts: of several directions or splits, its own."""
+    items = result.items
     directions = {item["direction"] for item in items if "direction" in item}
     name = result.main_figure.rpartition(": ")[2]
     own = [each for each in directions if name == each or name.startswith(f"{each} ")]

@@ -16,7 +16,8 @@ class Figure:
 
     Attributes:
         value: A share, 0 to 1, unless the name says otherwise.
-        low: Lower end of the 95 % bootstrap interval, or `None` where none was computed.
+        low: Lower end of the 95 % interval (bootstrap over photos, or Wilson's where all items are right or all are wrong), or `None`
+            where none was computed.
         high: Upper end.
         count: How many items it is a mean of.
         chance: What a model that guesses gets, or `None` where that is not known.
@@ -44,11 +45,11 @@ class BenchmarkResult:
         main_figure: Name of the figure that stands for the benchmark.
         protocol: All fields of the protocol, and what those that are names stand for; see `Protocol`.
         model: What the encoder told of itself.
-        figures: By name, e.g. "top-1", "mask view: top-5", "text to image R@1".
+        figures: By name, e.g. "top-1", "full+mask: top-5", "text to image R@1".
         counts: How much there was of everything: images, regions, classes, texts, what was left out and why.
         versions: Of the packages that can change a number.
         items: For each item a plain dict: `key`, `correct` (bool), `score` (how sure, greater is surer), and for the
-            report `image` (key), `mask` or `box`, `truth`, `predicted`, `text`, `direction` (or split, as the figures name
+            report `image` (key), `mask` or `box`, `predicted_mask` or `predicted_box`, `truth`, `predicted`, `text`, `rank`, `direction` (or split, as the figures name
             it), `chance` (that a guess is right, where items differ in it). Not in the results file.
         images: Files of the images by key, for the report. Not in the results file.
         changed: Fields of the protocol with another value than in the preset that it is called after.

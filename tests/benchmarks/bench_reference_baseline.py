@@ -64,7 +64,7 @@ MIN_SHARE = 0.002
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom.
 STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 BOTH = "mask-pooled + box-crop"
-# What the script without this library gave, one or two runs: shared/facts/data_and_weights.md, section B4.
+# What a script without this library gave, in one or two runs.
 PUBLISHED = {
     "1,125 regions of 80 classes, no mask: top-1": (0.395, 0.404),
     "1,125 regions of 80 classes, mask-pooled: top-1": (0.550, 0.554),
