@@ -7,9 +7,11 @@ TORCHVISION := .torchvision
 RUN_DIR ?= runs/coco_regions
 LONGGRIT_DIR ?= runs/longgrit_coco_regions
 PYTEST_ARGS ?=
-# Of the annotation pipeline, only these run parts of transformers.
-LONGGRIT_ON_OLDEST := tests/test_longgrit_source_stage.py tests/test_longgrit_transformers_engine.py
-NOT_ON_OLDEST := $(filter-out $(LONGGRIT_ON_OLDEST),$(wildcard tests/test_longgrit_*.py))
+# Of the annotation pipeline and the evaluation, only these run parts of transformers.
+LONGGRIT_ON_OLDEST := source_stage transformers_engine
+EVALUATION_ON_OLDEST := clip_benchmark controls encoders features fingerprints loading mteb_encoder script text_encoder views
+ON_OLDEST := $(LONGGRIT_ON_OLDEST:%=tests/test_longgrit_%.py) $(EVALUATION_ON_OLDEST:%=tests/test_evaluation_%.py)
+NOT_ON_OLDEST := $(filter-out $(ON_OLDEST),$(wildcard tests/test_longgrit_*.py tests/test_evaluation_*.py))
 # One process a core, one thread each: faster than two threads in one process for tests this small.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(1)/bin/python -m pytest -n $(shell nproc) --dist loadgroup
 
