@@ -44,7 +44,7 @@ def test_base_requirements():
     assert set(transformers.removeprefix("transformers").split(",")) == {">=5.21", "<6"}
 
 
-@pytest.mark.parametrize("extra", ["examples", "export", "longgrit", "ray", "dev"])
+@pytest.mark.parametrize("extra", ["evaluation", "examples", "export", "longgrit", "ray", "dev"])
 def test_extras_do_not_bring_what_breaks_a_cpu_torch(extra):
     assert requirements(extra) and not requirements(extra) & {"torchvision", "timm", "open-clip-torch"}
     assert importlib.util.find_spec("torchvision") is None, "something installed torchvision; see constraints.txt"
