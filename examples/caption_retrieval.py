@@ -34,19 +34,8 @@ class Captions:
 
 def read_captions(path: str) -> Captions:
     """
-    Reads COCO's captions file (`.json`), or JSON lines with `captions` and `image_id` or `group` in every line.
-
-    A text that one image has twice is taken once. Lines of the same image are taken together.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The captions, in the order of the file.
-
-    Raises:
-        ValueError: If the file is no such file, or a caption is empty or no text; the message names the line or the
-            annotation.
+    The captions of a file as tensors; the file and the errors are those of
+    `processing_pixclip.evaluation.caption_pairs.read_captions`.
     """
     captions = caption_pairs.read_captions(path)
     return Captions(captions.texts, torch.from_numpy(captions.image), torch.from_numpy(captions.text))

@@ -223,7 +223,7 @@ class ReferringExpressions(Benchmark):
         phrases = [parse_expression(each.text) if self.protocol.parser else None for each in self.expressions]
         texts = self._text_vectors(features, phrases)
         regions = [region for of_image in self.candidates.values() for region in of_image]
-        starts = dict(zip(self.candidates, np.cumsum([0, *map(len, self.candidates.values())]), strict=False))
+        starts = dict(zip(self.candidates, np.cumsum([0, *map(len, self.candidates.values())])[:-1], strict=True))
         scale = features.encoder.logit_scale
         figures: dict[str, Figure] = {}
         counts: dict[str, int] = {}
