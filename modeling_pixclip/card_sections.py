@@ -40,7 +40,8 @@ def architecture_rows(config: PreTrainedConfig, processor: Any, vision_origin: s
     """What the model is made of."""
     vision, text = config.vision_config, config.text_config
     backbone = text.backbone_text_config
-    origins = {None: NOT_RECORDED, "scratch": "random weights"}
+    stem = vision.stem_config
+    origins = {None: NOT_RECORDED, "scratch": "random weights" + ("" if stem is None else ", its stem apart")}
     size = vision.image_size if isinstance(vision.image_size, int) else " x ".join(map(str, vision.image_size))
     positions = "learned and 2-D rotary positions" if vision.use_rope else "learned positions"
     rows = [
@@ -74,6 +75,12 @@ def architecture_rows(config: PreTrainedConfig, processor: Any, vision_origin: s
         ("Pooling", cell(text.pooling)),
         ("Embedding", f"{config.projection_dim} wide"),
     ]
+    if stem is not None:
+        network = (
+            f"{cell(stem.model_type)}, frozen: its last map, {vision.stem_channels} channels, a cell each {vision.stem_stride} "
+            "pixels, is cut into patches in place of pixels"
+        )
+        rows.insert(1, ("Stem of the vision tower", network))
     if text.long_text_projection:
         rows.append(("Long captions", "a projection of their own"))
     template, longest = getattr(processor, "text_template", None), getattr(processor, "text_max_length", None)
@@ -314,7 +321,11 @@ def limits(
 ) -> list[str]:
     """What a reader must not take the model for, one sentence each."""
     found = []
-    if details.vision_origin == "scratch":
+    if details.vision_origin == "scratch" and config.vision_config.stem_config is not None:
+        found.append(
+            "The vision tower started from random weights, its stem apart: what that was trained on was not recorded."
+        )
+    elif details.vision_origin == "scratch":
         found.append("The vision tower started from random weights: all it has seen are the training data above.")
     elif details.vision_origin is None:
         found.append("What the vision tower started from was not recorded.")

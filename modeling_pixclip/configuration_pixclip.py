@@ -6,7 +6,7 @@ import math
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -81,6 +81,12 @@ class PixCLIPVisionConfig(PreTrainedConfig):
             of the masks that the tower receives, as in the processor (Alpha-CLIP, PixCLIP).
         dense_features (`"value"` or `"plain"`, *optional*, defaults to `"value"`): How the dense map is made: last block
             with attention replaced by its value path (CLIPSelf, FG-CLIP), or the ordinary final patch tokens.
+        stem_config (`dict` or [`PreTrainedConfig`], *optional*): A convolutional network of Transformers (EfficientNet,
+            ResNet, ...) whose last feature map is cut into patches in place of pixels: the hybrid of "An Image is Worth
+            16x16 Words" (section 3.1). It does not train, and its batch norms keep their statistics, so a new tower needs
+            weights in `embeddings.stem.network`. Defaults to none.
+        stem_stride (`int`, *optional*, defaults to 32): Pixels of a cell of that map; divides `patch_size`.
+        stem_channels (`int`, *optional*, defaults to 1280): Channels of that map.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of embeddings at initialisation.
         initializer_factor (`float`, *optional*, defaults to 1.0): Scale of all initial weights.
 
@@ -120,8 +126,26 @@ class PixCLIPVisionConfig(PreTrainedConfig):
     mask_mean: int | float = 0.5
     mask_std: int | float = 0.26
     dense_features: Literal["value", "plain"] = "value"
+    stem_config: dict | PreTrainedConfig | None = None
+    stem_stride: int = 32
+    stem_channels: int = 1280
     initializer_range: float = 0.02
     initializer_factor: int | float = 1.0
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.stem_config, dict):
+            model_type = self.stem_config.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"stem_config has model_type {model_type!r}; accepted is that of a convolutional network of Transformers: "
+                    "'efficientnet', 'resnet', 'mobilenet_v2', 'convnext', ..."
+                )
+            self.stem_config = AutoConfig.for_model(**self.stem_config)
+        if self.stem_config is not None:
+            self.stem_config = copy.deepcopy(self.stem_config)
+            # Where the network lay here is nothing to publish with the tower.
+            self.stem_config._name_or_path = ""
+        super().__post_init__(**kwargs)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -150,6 +174,11 @@ class PixCLIPVisionConfig(PreTrainedConfig):
             raise ValueError(
                 f"image_size ({self.image_size}) must be one side or (height, width), each a positive multiple of "
                 f"patch_size ({self.patch_size})."
+            )
+        if self.stem_config is not None and (self.stem_stride < 1 or self.patch_size % self.stem_stride):
+            raise ValueError(
+                f"patch_size ({self.patch_size}) must be a multiple of stem_stride ({self.stem_stride}), the pixels of a "
+                "cell of the stem's feature map."
             )
         if self.mask_std <= 0:
             raise ValueError(f"mask_std must be positive, got {self.mask_std}.")

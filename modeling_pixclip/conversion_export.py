@@ -42,6 +42,7 @@ _OURS = {
     *("backbone_config backbone_training backbone_lora backbone_dtype backbone_source backbone_in_checkpoint".split()),
     *("padding_free adapter_layers adapter_expansion adapter_layer_norm_eps bidirectional".split()),
     *("initializer_range initializer_factor attention_dropout default_mask dense_features image_size".split()),
+    *("stem_config stem_stride stem_channels".split()),
 }
 _BACKBONE = "model_type hidden_act layer_norm_eps num_attention_heads num_hidden_layers eos_token_id".split()
 _SAFETENSORS = "safetensors"
@@ -113,6 +114,11 @@ def to_source(
         >>> file.tensors["visual.transformer.resblocks.0.attn.in_proj_weight"].shape
         torch.Size([192, 64])
     """
+    if model.config.vision_config.stem_config is not None:
+        raise ConversionError(
+            f"the vision tower has a stem (stem_config of type {model.config.vision_config.stem_config.model_type!r}), which "
+            "no other project's layout has a place for. Save the model with save_pretrained."
+        )
     if record is not None:
         check_record(record, leftovers or {})
     target, record, notes = _choose_layout(to, record, layout)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -60,13 +61,49 @@ def initial_stds(config: PixCLIPVisionConfig) -> tuple[float, float]:
     return width_std, width_std * (2 * config.num_hidden_layers) ** -0.5
 
 
+class PixCLIPVisionStem(nn.Module):
+    """A convolutional network that does not train, up to its last feature map."""
+
+    def __init__(self, config: PixCLIPVisionConfig):
+        super().__init__()
+        self.stride, self.channels = config.stem_stride, config.stem_channels
+        # In the tower's dtype, whatever the network's checkpoint had.
+        self.network = AutoModel.from_config(
+            config.stem_config, dtype=torch.get_default_dtype(), attn_implementation="eager"
+        )
+        # Without attention any implementation that the tower is set to is right.
+        self.network._supports_sdpa = self.network._supports_flash_attn = self.network._supports_flex_attn = True
+        self.train()
+
+    def train(self, mode: bool = True):
+        # Eval mode keeps the statistics of batch norms. Loading makes parameters anew, which would train, and ends here.
+        self.network.requires_grad_(False)
+        return super().train(False)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        maps = self.network(pixel_values, return_dict=True).last_hidden_state
+        expected = (self.channels, *(side // self.stride for side in pixel_values.shape[-2:]))
+        if maps.shape[1:] != expected:
+            raise ValueError(
+                f"the stem's map has shape {tuple(maps.shape[1:])} (channels, rows, columns), and stem_channels "
+                f"({self.channels}) and stem_stride ({self.stride}) make it {expected}. Set them to what the network of "
+                f"stem_config ({self.network.config.model_type!r}) gives."
+            )
+        return maps
+
+
 class PixCLIPVisionEmbeddings(nn.Module):
     def __init__(self, config: PixCLIPVisionConfig):
         super().__init__()
         self.config = config
         patch, width = config.patch_size, config.hidden_size
         self.class_embedding = nn.Parameter(torch.randn(width))
-        self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch, bias=config.patch_bias)
+        channels, cells = config.num_channels, patch
+        self.stem = None
+        if config.stem_config is not None:
+            self.stem = PixCLIPVisionStem(config)
+            channels, cells = config.stem_channels, patch // config.stem_stride
+        self.patch_embedding = nn.Conv2d(channels, width, cells, stride=cells, bias=config.patch_bias)
         self.mask_patch_embedding = nn.Conv2d(1, width, patch, stride=patch, bias=config.mask_patch_bias)
         rows, columns = config.grid_size
         self.position_embedding = nn.Embedding(1 + rows * columns, width)
@@ -117,7 +154,9 @@ class PixCLIPVisionEmbeddings(nn.Module):
                 "pixel_values. Pass images and masks to the processor together."
             )
         dtype = self.patch_embedding.weight.dtype
-        tokens = self.patch_embedding(pixel_values.to(dtype)).flatten(2).transpose(1, 2)
+        pixel_values = pixel_values.to(dtype)
+        tokens = self.patch_embedding(pixel_values if self.stem is None else self.stem(pixel_values))
+        tokens = tokens.flatten(2).transpose(1, 2)
         if region_image_index is not None:
             tokens = tokens[region_image_index]
         # Rows are counted by shape: len() would fix their number in an exported program.

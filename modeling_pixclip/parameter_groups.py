@@ -44,7 +44,8 @@ def _places(model: nn.Module) -> dict[str, _Place]:
         name = _WRAPPERS.sub("", wrapped_name)
         group = next((group for group, pattern in _PATTERNS.items() if re.search(pattern, name)), "adapter")
         table = id(parameter) in embeddings or bool(_TABLE.search(name))
-        number = re.search(r"\.(\d+)\.", name)
+        # The stem has numbers of its own.
+        number = None if "embeddings.stem." in name else re.search(r"\.(\d+)\.", name)
         if number:
             layer = int(number[1]) + 1
         else:
