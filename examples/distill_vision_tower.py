@@ -28,26 +28,20 @@ from pathlib import Path
 
 import torch
 from distillation_objective import ProbeOptions, TextProbe, distillation_losses, measure_regions, train_probe
+from distillation_parts import build_model, build_processor, take_json_objects, text_vectors
 from distillation_views import PhotoBank, ViewOptions, ViewSampler, read_photos, student_pixels, tower_size
-from efficientnet_lite0 import FEATURES, load_efficientnet_lite0
+from efficientnet_lite0 import FEATURES, Teacher
+from pretraining_arguments import take_json_defaults
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 
-from modeling_pixclip import (
-    PixCLIPImageProcessor,
-    PixCLIPModel,
-    PixCLIPProcessor,
-    PixCLIPTextModel,
-    PixCLIPVisionConfig,
-    PixCLIPVisionModelWithProjection,
-)
+from modeling_pixclip import PixCLIPVisionConfig, PixCLIPVisionModelWithProjection
 
 
 logger = logging.getLogger(__name__)
 
 STATE, FIGURES, ARGUMENTS = "distillation_state.pt", "distillation.json", "distillation_arguments.json"
 UNFINISHED, UNFINISHED_STATE = ".unfinished", "distillation_state.tmp"
-LINEAR_TEXT = {"projection_type": "linear", "projection_bias": False}
 
 
 @dataclass
@@ -115,36 +109,17 @@ def parse_arguments(arguments: list[str]) -> DistillationArguments:
     parser = HfArgumentParser(DistillationArguments, description=__doc__)
     for action in parser._actions:
         action.required = False
-    if arguments and arguments[0].endswith(".json"):
-        defaults = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-        unknown = sorted(defaults.keys() - {action.dest for action in parser._actions})
-        if unknown:
-            parser.error(f"{arguments[0]} has the unknown options {', '.join(unknown)}; see --help.")
-        parser.set_defaults(**defaults)
-        arguments = arguments[1:]
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(take_json_defaults(parser, arguments))
     if not options.photos or not options.output_dir:
         parser.error("photos and output_dir are needed; see examples/configs/coco_mini_distill.json.")
     options = DistillationArguments(**vars(options))
-    for name in ("vision_config", "probe", "views", "weights"):
-        value = getattr(options, name) or {}
-        try:
-            setattr(options, name, json.loads(value) if isinstance(value, str) else value)
-        except json.JSONDecodeError as error:
-            parser.error(f"--{name} is not JSON ({error}): {value}.")
     known = {
         "weights": WEIGHTS,
         "probe": [entry.name for entry in fields(ProbeOptions)],
         "views": [entry.name for entry in fields(ViewOptions)],
         "vision_config": list(PixCLIPVisionConfig().to_dict()),
     }
-    for name, accepted in known.items():
-        given = getattr(options, name)
-        if not isinstance(given, dict):
-            parser.error(f"--{name} is {given!r}; accepted is a JSON object.")
-        unknown = sorted(given.keys() - set(accepted))
-        if unknown:
-            parser.error(f"--{name} has the unknown {', '.join(unknown)}; accepted are {', '.join(accepted)}.")
+    take_json_objects(parser, options, known)
     options.weights = {**WEIGHTS, **options.weights}
     for name in ("photo_size", "teacher_size", "max_steps", "batch_size", "reuse", "held_batches", "logging_steps"):
         if getattr(options, name) < 1:
@@ -168,72 +143,6 @@ def parse_arguments(arguments: list[str]) -> DistillationArguments:
             f"which it wrote {STATE} or {ARGUMENTS}."
         )
     return options
-
-
-def build_model(tower: PixCLIPVisionModelWithProjection | str | Path, text_backbone: str) -> PixCLIPModel:
-    """A whole model around a tower: texts keep the backbone's own vectors, which the tower was trained for."""
-    model = PixCLIPModel.from_vision_text_pretrained(str(tower), text_backbone, text_kwargs=LINEAR_TEXT)
-    with torch.no_grad():
-        nn.init.eye_(model.text_model.projection.weight)
-    return model
-
-
-def build_processor(config: PixCLIPVisionConfig, text_backbone: str) -> PixCLIPProcessor:
-    image_processor = PixCLIPImageProcessor(
-        size=config.image_size, resize_mode="squash", mask_mean=config.mask_mean, mask_std=config.mask_std
-    )
-    return PixCLIPProcessor(image_processor, AutoTokenizer.from_pretrained(text_backbone))
-
-
-@torch.no_grad()
-def backbone_vectors(text_backbone: str, texts: list[str]) -> dict[str, torch.Tensor]:
-    """The unit vector (D,) that a text backbone gives each text, mean-pooled."""
-    tower = PixCLIPTextModel.from_backbone_pretrained(text_backbone, **LINEAR_TEXT).eval()
-    tokenizer = AutoTokenizer.from_pretrained(text_backbone)
-    found = {}
-    for start in range(0, len(texts), 64):
-        part = texts[start : start + 64]
-        batch = tokenizer(part, padding=True, truncation=True, max_length=256, return_tensors="pt")
-        embeds = tower(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).backbone_embeds
-        found |= dict(zip(part, nn.functional.normalize(embeds.float(), dim=-1)))
-    return found
-
-
-def text_vectors(options: DistillationArguments, texts: list[str]) -> torch.Tensor:
-    """
-    Unit vectors (T, D) of texts, from the file of them as far as it has them; the file is completed.
-
-    Raises:
-        ValueError: If the file lacks texts and there is no backbone, or if it holds vectors of another backbone.
-    """
-    file = Path(options.text_vectors) if options.text_vectors else None
-    known = torch.load(file, weights_only=True) if file is not None and file.is_file() else {}
-    missing = [text for text in texts if text not in known]
-    if missing and options.text_backbone is None:
-        raise ValueError(
-            f"{file} lacks {len(missing)} of {len(texts)} texts, the first is {missing[0]!r}; name the --text_backbone."
-        )
-    # Some of what the file has is computed again: it may be another backbone's.
-    again = list(known)[:8] if options.text_backbone is not None else []
-    if missing or again:
-        computed = backbone_vectors(options.text_backbone, [*again, *missing])
-        for text in again:
-            found, expected = known[text], computed[text]
-            if found.shape != expected.shape or (found - expected).abs().max() > 1e-3:
-                raise ValueError(
-                    f"{file} holds another vector of {text!r} than --text_backbone {options.text_backbone} gives it: "
-                    "name the backbone that the file is of, or another file."
-                )
-    if missing:
-        known |= {text: computed[text] for text in missing}
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(known, file.with_suffix(".tmp"))
-            file.with_suffix(".tmp").replace(file)
-    if not texts:
-        width = AutoConfig.from_pretrained(options.text_backbone).get_text_config().hidden_size
-        return torch.zeros(0, width)
-    return torch.stack([known[text] for text in texts])
 
 
 @torch.no_grad()
@@ -293,38 +202,6 @@ def initialise_patches(tower: PixCLIPVisionModelWithProjection, pixels: torch.Te
         embedding.weight[count:] = 0
 
 
-class Teacher:
-    """The frozen network, in half precision on a GPU, in the memory layout that is faster there."""
-
-    def __init__(self, options: DistillationArguments, device: torch.device):
-        self.network, self.size = load_efficientnet_lite0(options.teacher_weights).to(device), options.teacher_size
-        self.dtype, self.layout = torch.float32, torch.contiguous_format
-        if device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
-            self.network, self.dtype = self.network.half(), torch.float16
-            times = {}
-            for layout in (torch.contiguous_format, torch.channels_last):
-                self.network, self.layout = self.network.to(memory_format=layout), layout
-                images = torch.rand(options.batch_size, 3, self.size, self.size, device=device)
-                for _ in range(3):
-                    torch.cuda.synchronize()
-                    start = time.perf_counter()
-                    self(images)
-                    torch.cuda.synchronize()
-                    times[layout] = time.perf_counter() - start
-            self.layout = min(times, key=times.get)
-            self.network = self.network.to(memory_format=self.layout)
-            logger.info("teacher: %s", {str(layout): f"{seconds:.4f} s a batch" for layout, seconds in times.items()})
-
-    @torch.no_grad()
-    def __call__(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
-        """Feature maps (B, 1280, h, w) of images (B, 3, side, side) in 0..1, at the teacher's size or another."""
-        size = size or self.size
-        if images.shape[-1] != size:
-            images = nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        return self.network(images.to(self.dtype).contiguous(memory_format=self.layout)).contiguous()
-
-
 def build_tower(options: DistillationArguments, bank: PhotoBank, width: int) -> PixCLIPVisionModelWithProjection:
     if options.vision_model:
         tower = PixCLIPVisionModelWithProjection.from_pretrained(options.vision_model)
@@ -382,7 +259,7 @@ class Training:
 
     def __init__(self, options: DistillationArguments, bank: PhotoBank, vectors: torch.Tensor, device: torch.device):
         self.options, self.bank, self.device = options, bank, device
-        self.teacher = Teacher(options, device)
+        self.teacher = Teacher(options.teacher_weights, options.teacher_size, device, options.batch_size)
         self.generator = torch.Generator(device).manual_seed(options.seed)
         # Of which held batch is next; on the CPU, so that no step waits for a GPU to tell it.
         self.order = torch.Generator().manual_seed(options.seed)
@@ -554,7 +431,7 @@ def main(arguments: list[str] | None = None) -> dict:
     started = time.monotonic()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    for name in (__name__, "distillation_views"):
+    for name in (__name__, "distillation_views", "efficientnet_lite0"):
         logging.getLogger(name).setLevel(logging.INFO)
     set_seed(options.seed)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))

