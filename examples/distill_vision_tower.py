@@ -14,7 +14,7 @@ patch what is there, the class token what is under the mask, or in the whole ima
 The first argument may be a JSON file of defaults. Training ends by the clock (`--minutes`) and goes on from the state in
 the output folder where it was interrupted; what was trained since that state was saved is lost, and its time is not
 counted. The folder then holds a model and a processor for
-`run_pretraining.py --initial_model`, or with `--text_backbone` left out the vision tower alone.
+`run_pretraining.py --initial_model` (`examples/configs/coco_mini.json` has settings), or with `--text_backbone` left out the vision tower alone.
 """
 
 import json
@@ -28,10 +28,10 @@ from pathlib import Path
 
 import torch
 from distillation_objective import ProbeOptions, TextProbe, distillation_losses, measure_regions, train_probe
-from distillation_parts import build_model, build_processor, take_json_objects, text_vectors
+from distillation_parts import build_model, build_processor, text_vectors
 from distillation_views import PhotoBank, ViewOptions, ViewSampler, read_photos, student_pixels, tower_size
 from efficientnet_lite0 import FEATURES, Teacher
-from pretraining_arguments import take_json_defaults
+from pretraining_arguments import take_json_defaults, take_json_objects
 from torch import nn
 from transformers import HfArgumentParser, set_seed
 
@@ -400,9 +400,10 @@ def save_model(training: Training, figures: dict) -> None:
     training.save_state()
     options, folder = training.options, Path(training.options.output_dir)
     tower = training.tower.eval().cpu().float()
-    scratch = folder / UNFINISHED
-    shutil.rmtree(scratch, ignore_errors=True)
-    new, plain = scratch / "new", scratch / "tower"
+    # Beside the folder, as it writes where the text backbone is, relative to its own place.
+    new, plain = folder.with_name(f"{folder.name}{UNFINISHED}"), folder / UNFINISHED
+    for scratch in (new, plain):
+        shutil.rmtree(scratch, ignore_errors=True)
     tower.save_pretrained(plain)
     if options.text_backbone is None:
         plain.rename(new)
@@ -415,7 +416,8 @@ def save_model(training: Training, figures: dict) -> None:
         place = folder / file.relative_to(new)
         place.parent.mkdir(parents=True, exist_ok=True)
         file.replace(place)
-    shutil.rmtree(scratch)
+    for scratch in (new, plain):
+        shutil.rmtree(scratch, ignore_errors=True)
     (folder / STATE).unlink()
 
 

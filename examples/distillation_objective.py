@@ -1,5 +1,5 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""What `distill_vision_tower.py` optimises: the map from the teacher's features to texts, and the tower's losses."""
+"""The map from a teacher's features to texts, and the losses of `distill_vision_tower.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,9 +1,6 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""What `distill_vision_tower.py` and `hybrid_vision_tower.py` share: options, vectors of texts, and the whole model."""
+"""What `distill_vision_tower.py` and `hybrid_vision_tower.py` share: vectors of texts, and the whole model."""
 
-import argparse
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +19,6 @@ from modeling_pixclip import (
 
 
 LINEAR_TEXT = {"projection_type": "linear", "projection_bias": False}
-
-
-def take_json_objects(parser: argparse.ArgumentParser, options: Any, known: dict[str, Iterable[str]]) -> None:
-    """Makes options that are JSON objects dictionaries; leaves with a message if one has another field than it may."""
-    for name, accepted in known.items():
-        given = getattr(options, name) or {}
-        try:
-            given = json.loads(given) if isinstance(given, str) else given
-        except json.JSONDecodeError as error:
-            parser.error(f"--{name} is not JSON ({error}): {given}.")
-        if not isinstance(given, dict):
-            parser.error(f"--{name} is {given!r}; accepted is a JSON object.")
-        unknown = sorted(given.keys() - set(accepted))
-        if unknown:
-            parser.error(f"--{name} has the unknown {', '.join(unknown)}; accepted are {', '.join(accepted)}.")
-        setattr(options, name, given)
 
 
 def build_model(tower: PixCLIPVisionModelWithProjection | str | Path, text_backbone: str) -> PixCLIPModel:
@@ -110,4 +91,4 @@ def text_vectors(options: Any, texts: list[str]) -> torch.Tensor:
     return torch.stack([known[text] for text in texts])
 
 
-__all__ = ["backbone_vectors", "build_model", "build_processor", "take_json_objects", "text_vectors"]
+__all__ = ["backbone_vectors", "build_model", "build_processor", "text_vectors"]

@@ -10,12 +10,14 @@ convolutional network stand in place of pixels, and this is its start: a linear 
 vectors of a frozen text backbone is trained on the photos' regions and captions (`distillation_objective.py`) and becomes
 the patch embedding; in the first block the class token looks at the patches under the mask; all other blocks add nothing.
 So before any training of the whole, the dense map says what that linear map says, and the class token says it of what is
-under the mask.
+under the mask. A region that covers less than half of each of its patches is an exception: there the class token hears the
+rest of the photo too.
 
 The first argument may be a JSON file of defaults.
 """
 
 import logging
+import shutil
 import sys
 import tempfile
 import time
@@ -24,23 +26,22 @@ from pathlib import Path
 
 import torch
 from distillation_objective import ProbeOptions, TextProbe, train_probe
-from distillation_parts import build_model, build_processor, take_json_objects, text_vectors
+from distillation_parts import build_model, build_processor, text_vectors
 from distillation_views import ViewOptions, ViewSampler, read_photos
 from efficientnet_lite0 import FEATURES, STRIDE, Teacher, lite0_config, lite0_state
-from pretraining_arguments import take_json_defaults
+from pretraining_arguments import take_json_defaults, take_json_objects
 from transformers import HfArgumentParser, set_seed
 
 from modeling_pixclip import PixCLIPVisionConfig, PixCLIPVisionModelWithProjection
 
-
-logger = logging.getLogger(__name__)
 
 # Heads are so wide, and a tower is a multiple of it: the content, four dimensions of marks, and what training may use.
 HEAD, MARKS = 64, 4
 # Size of a mark beside the length of a patch's content, which is the root of its dimensions. Where marks are
 # larger, a LayerNorm hardly changes how long one patch is beside another, and the mean over patches is the linear map's.
 MARK = 4.0
-# Difference of two attention logits that decides between two patches, or between patches and the class token.
+# Difference of two attention logits that decides between two patches, or between patches and the class token. At 20 and 30
+# small regions are heard better, and yet fewer were classified right (0.585 and 0.579 in place of 0.593, of photos kept apart).
 DECIDED = 10.0
 
 
@@ -60,6 +61,7 @@ class HybridArguments:
     num_hidden_layers: int = field(default=2, metadata={"help": "Blocks of the tower."})
     probe: dict | str | None = field(default=None, metadata={"help": "Fields of ProbeOptions (JSON)."})
     views: dict | str | None = field(default=None, metadata={"help": "Fields of ViewOptions (JSON)."})
+    device: str | None = field(default=None, metadata={"help": "Default: a GPU where there is one."})
     seed: int = field(default=0, metadata={"help": "Of everything that is drawn."})
 
 
@@ -115,7 +117,7 @@ def initialise(tower: PixCLIPVisionModelWithProjection, probe: TextProbe, length
     The start that the head of this file describes.
 
     Two pairs of spare dimensions hold marks, up in one and down in the other, so that their sum is 0 and a LayerNorm takes
-    nothing from the content: whether a token is the class token or a patch, and how much of a patch the mask covers.
+    no other mean from the content for them: whether a token is the class token or a patch, and how much of a patch the mask covers.
 
     Args:
         tower: Of `hybrid_config`.
@@ -181,10 +183,10 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    for name in (__name__, "distillation_views"):
+    for name in ("distillation_views", "efficientnet_lite0"):
         logging.getLogger(name).setLevel(logging.INFO)
     set_seed(options.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     bank = read_photos(options.photos, options.image_root, options.photo_size)
     texts = list(dict.fromkeys([*bank.texts, *(caption for of_photo in bank.captions for caption in of_photo)]))
     if len(bank.pixels) < 2 or not texts:
@@ -203,10 +205,12 @@ def main(arguments: list[str] | None = None) -> None:
     initialise(tower, probe.cpu(), length)
     folder = Path(options.output_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as scratch:
-        plain, whole = Path(scratch, "tower"), Path(scratch, "model")
-        tower.save_pretrained(plain)
-        build_model(plain, options.text_backbone).save_pretrained(whole)
+    # Beside the folder, as it writes where the text backbone is, relative to its own place.
+    unfinished = folder.with_name(f".unfinished-{folder.name}")
+    try:
+        with tempfile.TemporaryDirectory() as plain:
+            tower.save_pretrained(plain)
+            build_model(plain, options.text_backbone).save_pretrained(unfinished)
         processor = build_processor(
             tower.config,
             options.text_backbone,
@@ -214,8 +218,10 @@ def main(arguments: list[str] | None = None) -> None:
             image_std=[128 / 255] * 3,
             crop_size=options.crop_size or options.image_size,
         )
-        processor.save_pretrained(whole)
-        whole.replace(folder)
+        processor.save_pretrained(unfinished)
+        unfinished.replace(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{folder}: a hybrid tower after {(time.monotonic() - started) / 60:.1f} minutes")
 
 

@@ -1,11 +1,13 @@
 # Copyright 2026 The PixCLIP Authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Options of `run_pretraining.py`: their dataclasses, defaults out of a JSON file, and what is refused at once."""
 
+import argparse
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pretraining_data import DATA_FORMATS, data_format_of, shards_of_dataset
@@ -210,6 +212,29 @@ def take_json_defaults(parser: HfArgumentParser, arguments: list[str]) -> list[s
     return arguments[1:]
 
 
+def take_json_objects(parser: argparse.ArgumentParser, options: Any, known: dict[str, Iterable[str] | None]) -> None:
+    """
+    Makes options that are JSON objects dictionaries; leaves with a message if they are none or have unknown fields.
+
+    Args:
+        parser: Tells the message.
+        options: Holds the options as they were given.
+        known: Fields that each option may have, or None where something else tells.
+    """
+    for name, accepted in known.items():
+        given = getattr(options, name) or {}
+        try:
+            given = json.loads(given) if isinstance(given, str) else given
+        except json.JSONDecodeError as error:
+            parser.error(f"--{name} is not JSON ({error}): {given}.")
+        if not isinstance(given, dict):
+            parser.error(f"--{name} is {given!r}; accepted is a JSON object of fields.")
+        unknown = [] if accepted is None else sorted(given.keys() - set(accepted))
+        if unknown:
+            parser.error(f"--{name} has the unknown {', '.join(unknown)}; accepted are {', '.join(accepted)}.")
+        setattr(options, name, given)
+
+
 def checkpoint_asked_for(value: str | bool | None) -> str | bool | None:
     """A folder, `True` for one that must be in output_dir, or `None` for one that may be."""
     if value in (None, "", True) or str(value).lower() == "true":
@@ -257,17 +282,8 @@ def parse_arguments(
     parser = HfArgumentParser((ModelArguments, DataArguments, RegionTrainingArguments), description=description)
     arguments = take_json_defaults(parser, arguments)
     model, data, training = parser.parse_args_into_dataclasses(arguments)
-    json_options = [(model, "vision_config"), (model, "text_config"), (model, "objective")]
-    json_options += [(training, "group_learning_rates"), (training, "frozen"), (training, "card")]
-    for part, name in json_options:
-        value = getattr(part, name) or {}
-        try:
-            value = json.loads(value) if isinstance(value, str) else value
-        except json.JSONDecodeError as error:
-            parser.error(f"--{name} is not JSON ({error}): {value}.")
-        if not isinstance(value, dict):
-            parser.error(f"--{name} is {value!r}; accepted is a JSON object of fields.")
-        setattr(part, name, value)
+    take_json_objects(parser, model, dict.fromkeys(("vision_config", "text_config", "objective")))
+    take_json_objects(parser, training, dict.fromkeys(("group_learning_rates", "frozen", "card")))
     own = ("vision_model", "vision_config", "text_backbone", "text_config")
     refused = [name for name in own if getattr(model, name)]
     if model.initial_model and refused:

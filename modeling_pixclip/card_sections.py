@@ -41,7 +41,7 @@ def architecture_rows(config: PreTrainedConfig, processor: Any, vision_origin: s
     vision, text = config.vision_config, config.text_config
     backbone = text.backbone_text_config
     stem = vision.stem_config
-    origins = {None: NOT_RECORDED, "scratch": "random weights" + ("" if stem is None else ", its stem apart")}
+    origins = {None: NOT_RECORDED, "scratch": "random weights" + ("" if stem is None else "; its stem not recorded")}
     size = vision.image_size if isinstance(vision.image_size, int) else " x ".join(map(str, vision.image_size))
     positions = "learned and 2-D rotary positions" if vision.use_rope else "learned positions"
     rows = [
@@ -321,13 +321,11 @@ def limits(
 ) -> list[str]:
     """What a reader must not take the model for, one sentence each."""
     found = []
-    if details.vision_origin == "scratch" and config.vision_config.stem_config is not None:
-        found.append(
-            "The vision tower started from random weights, its stem apart: what that was trained on was not recorded."
-        )
+    if config.vision_config.stem_config is not None:
+        found.append("What the stem of the vision tower was trained on was not recorded.")
     elif details.vision_origin == "scratch":
         found.append("The vision tower started from random weights: all it has seen are the training data above.")
-    elif details.vision_origin is None:
+    if details.vision_origin is None:
         found.append("What the vision tower started from was not recorded.")
     if training is None:
         found.append("Training was not recorded in this card: the weights may be converted from another project's.")

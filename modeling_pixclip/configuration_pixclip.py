@@ -84,7 +84,8 @@ class PixCLIPVisionConfig(PreTrainedConfig):
         stem_config (`dict` or [`PreTrainedConfig`], *optional*): A convolutional network of Transformers (EfficientNet,
             ResNet, ...) whose last feature map is cut into patches in place of pixels: the hybrid of "An Image is Worth
             16x16 Words" (section 3.1). It does not train, and its batch norms keep their statistics, so a new tower needs
-            weights in `embeddings.stem.network`. Defaults to none.
+            weights in `embeddings.stem.network` (`load_state_dict`). Any type with pixels and a feature map will do: those
+            that [`AutoBackbone`] knows leave EfficientNet out. Defaults to none.
         stem_stride (`int`, *optional*, defaults to 32): Pixels of a cell of that map; divides `patch_size`.
         stem_channels (`int`, *optional*, defaults to 1280): Channels of that map.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of embeddings at initialisation.
@@ -179,6 +180,13 @@ class PixCLIPVisionConfig(PreTrainedConfig):
             raise ValueError(
                 f"patch_size ({self.patch_size}) must be a multiple of stem_stride ({self.stem_stride}), the pixels of a "
                 "cell of the stem's feature map."
+            )
+        if self.stem_config is not None and self.stem_channels < 1:
+            raise ValueError(f"stem_channels ({self.stem_channels}) must be at least 1.")
+        channels = getattr(self.stem_config, "num_channels", self.num_channels)
+        if channels != self.num_channels:
+            raise ValueError(
+                f"num_channels ({self.num_channels}) must equal that of stem_config ({channels}), which takes the pixels."
             )
         if self.mask_std <= 0:
             raise ValueError(f"mask_std must be positive, got {self.mask_std}.")

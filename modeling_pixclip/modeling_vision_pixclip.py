@@ -71,7 +71,12 @@ class PixCLIPVisionStem(nn.Module):
         self.network = AutoModel.from_config(
             config.stem_config, dtype=torch.get_default_dtype(), attn_implementation="eager"
         )
-        # Without attention any implementation that the tower is set to is right.
+        if self.network.main_input_name != "pixel_values":
+            raise ValueError(
+                f"stem_config is of model type {config.stem_config.model_type!r}, whose input is "
+                f"{self.network.main_input_name}; accepted are convolutional networks, which take pixel_values."
+            )
+        # Whatever attention the blocks are set to: a convolutional network has none, and the few hybrids stay eager.
         self.network._supports_sdpa = self.network._supports_flash_attn = self.network._supports_flex_attn = True
         self.train()
 

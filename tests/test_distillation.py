@@ -103,7 +103,8 @@ def test_folder_is_a_model_whose_texts_are_the_backbones(workspace, distilled):
     torch.testing.assert_close(model.encode_text(texts, processor, output="tensor"), expected, atol=1e-5, rtol=1e-4)
     regions = model.encode_image([dataset[0]["image"]], processor, masks=[dataset[0]["masks"]], output="tensor")
     assert regions.shape == (len(texts), AutoConfig.from_pretrained(workspace / "llm").hidden_size)
-    assert not list((workspace / "distilled").glob(".*"))
+    assert model.config.text_config.backbone_source["folder"] == str(workspace / "llm")
+    assert not [*(workspace / "distilled").glob(".*"), *workspace.glob(f"*{UNFINISHED}")]
 
 
 def test_interrupted_save_is_made_again(workspace, monkeypatch):

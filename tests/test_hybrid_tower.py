@@ -17,7 +17,10 @@ from transformers import AutoModel, AutoProcessor
 
 
 sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+import coco_mini_ablation
 import hybrid_vision_tower
+import pretraining_arguments
 from distillation_parts import text_vectors
 from efficientnet_lite0 import STRIDE, EfficientNetLite0, lite0_config, lite0_state, load_efficientnet_lite0
 from hybrid_vision_tower import hybrid_config, main, parse_arguments
@@ -206,6 +209,10 @@ def test_interrupted_save_leaves_nothing(workspace, tmp_path, monkeypatch):
     assert not list((tmp_path / "folder").iterdir())
 
 
+def test_folder_knows_where_its_text_backbone_is(workspace, model):
+    assert model.config.text_config.backbone_source["folder"] == str(workspace / "llm")
+
+
 @pytest.mark.parametrize("lines", ["heldout.jsonl", "images"])
 def test_photos_that_teach_nothing_are_refused(workspace, lines):
     with pytest.raises(ValueError, match=f"{lines} has . photos .*; accepted are 2 photos or more with captions"):
@@ -220,6 +227,19 @@ def test_the_settings_of_the_recipe_are_read(tmp_path):
     config = json.loads((ROOT / "examples" / "configs" / "coco_mini.json").read_text(encoding="utf-8"))
     made = json.loads((ROOT / "examples" / "configs" / "coco_mini_hybrid.json").read_text(encoding="utf-8"))
     assert config["initial_model"] == made["output_dir"] and config["train_file"] == made["photos"]
+
+
+@pytest.mark.parametrize("name", coco_mini_ablation.VARIANTS)
+def test_the_settings_of_the_ablation_are_read(tmp_path, name):
+    made, trained = coco_mini_ablation.settings_of(name, tmp_path, tmp_path, tmp_path)
+    (tmp_path / "made.json").write_text(json.dumps(made), encoding="utf-8")
+    options = parse_arguments([str(tmp_path / "made.json"), "--text_backbone", "x"])
+    assert options.photos == str(tmp_path / "train.jsonl")
+    if trained is not None:
+        (tmp_path / "trained.json").write_text(json.dumps(trained), encoding="utf-8")
+        model, data, training = pretraining_arguments.parse_arguments([str(tmp_path / "trained.json")], "")
+        assert model.initial_model == options.output_dir and training.max_steps == 40
+        assert data.train_file.endswith("train_described.jsonl") == name.endswith("composed sentences")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from test_parameter_groups import by_parameter
 from test_remote_code import run_python
-from tiny_models import assert_same_weights, pixclip_config, random_images, random_masks, vision_config
+from tiny_models import (
+    assert_same_weights,
+    backbone_config,
+    pixclip_config,
+    random_images,
+    random_masks,
+    vision_config,
+)
 from training_for_tests import make_trainer, objective_model
 from transformers import AutoModel, EfficientNetConfig, LlamaModel, ResNetConfig
 
@@ -173,6 +180,11 @@ def test_what_does_not_fit_is_refused():
     for given, named in (({"model_type": "nonsense"}, "'nonsense'"), (EFFICIENTNET, "None")):
         with pytest.raises(ValueError, match=f"stem_config has model_type {named}; accepted is .* 'resnet'"):
             vision_config(**hybrid(stem_config=given))
+    for wrong, message in (({"stem_channels": 0}, "stem_channels"), ({"num_channels": 1}, r"stem_config \(3\)")):
+        with pytest.raises(StrictDataclassError, match=message):
+            vision_config(**hybrid(**wrong))
+    with pytest.raises(ValueError, match="'bert', whose input is input_ids; accepted are convolutional networks"):
+        PixCLIPVisionModel(vision_config(**hybrid(stem_config=backbone_config("bert"))))
     for wrong in ({"stem_channels": 24}, {"stem_stride": 16}):
         with pytest.raises(ValueError, match=r"\(320, 2, 2\).*stem_channels.*stem_stride.*'efficientnet'"):
             PixCLIPVisionModel(vision_config(**hybrid(**wrong)))(random_images(1, 64, 64))
@@ -210,7 +222,9 @@ def test_a_model_starts_from_a_hybrid_tower(tmp_path):
     assert_frozen(model)
     rows = dict(pixclip.card_sections.architecture_rows(model.config, None, "scratch"))
     assert rows["Stem of the vision tower"].startswith("efficientnet, frozen: its last map, 320 channels")
-    assert rows["Vision tower started from"] == "random weights, its stem apart"
+    limits = pixclip.card_sections.limits(model.config, pixclip.CardDetails(vision_origin="x"), {}, None)
+    assert "What the stem of the vision tower was trained on was not recorded." in limits
+    assert rows["Vision tower started from"] == "random weights; its stem not recorded"
 
 
 def test_an_exported_tower_takes_every_size(tmp_path):

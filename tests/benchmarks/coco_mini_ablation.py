@@ -5,9 +5,9 @@ What each part of the hybrid recipe gives, on photos that are kept apart from th
     python tests/benchmarks/coco_mini_ablation.py --coco ../shared/data/coco-mini --text_backbone MINILM_FOLDER \\
         --output_dir runs/coco_mini_ablation --split 0 1
 
-A variant is the recipe (`examples/configs/coco_mini_hybrid.json`, and where it trains on `coco_mini.json`) with one change.
-Of each split 40 % of the training photos are kept apart and measured; nothing of val2017 is read. What is there already in the
-output folder is not computed again, so that several processes can share the work. The table has means over splits.
+A variant is the recipe (`examples/configs/coco_mini_hybrid.json`), and where it trains on `coco_mini.json`, with what VARIANTS says.
+Of each split 40 % of the training photos are kept apart and measured; nothing of val2017 is read. What the output folder
+holds already is not computed again; one process a split may write there. The table has means over splits.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "configs"
 VIEWS = ("full+mask", "mask-pooled", "crop+mask", "mask-pooled + crop+mask")
-RECIPE = "recipe"
-# Of contrastive training: less than the settings say.
-STEPS = 40
-# Options of hybrid_vision_tower.py. "train" has those of run_pretraining.py, which goes on from the model; "described"
+# Fields of hybrid_vision_tower.py. "train" has those of run_pretraining.py, which goes on from the model; "described"
 # composes the regions' texts for it.
 VARIANTS = {
-    RECIPE: {},
+    "recipe": {},
     "dropout 0.3 in the linear map": {"probe": {"dropout": 0.3}},
     "no random views": {"probe": {"views": 0}},
     "views without composition of cut-outs": {"views": {"paste": 0.0, "cut": 0.0, "mix": 0.0}},
     "no captions": {"probe": {"caption_weight": 0.0}},
-    "crops of 448 pixels": {"crop_size": 448},
-    "recipe, then contrastive training": {"train": {}},
-    "recipe, then contrastive training on composed sentences": {"train": {}, "described": True},
-    "no linear map, contrastive training": {"probe": {"steps": 0}, "train": {"learning_rate": 0.0003}},
+    "measured with crops of 448 pixels": {"crop_size": 448},
+    "recipe, then 40 contrastive steps": {"train": {"max_steps": 40}},
+    "recipe, then 40 contrastive steps on composed sentences": {"train": {"max_steps": 40}, "described": True},
+    "no linear map, 40 contrastive steps at rate 3e-4": {
+        "probe": {"steps": 0},
+        "train": {"max_steps": 40, "learning_rate": 0.0003},
+    },
     "images of 640 pixels": {"image_size": 640},
 }
 
@@ -59,45 +59,66 @@ def run(*command: object) -> None:
     subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT)
 
 
+def settings_of(name: str, data: Path, images: Path, folder: Path) -> tuple[dict, dict | None]:
+    """
+    Settings of `hybrid_vision_tower.py` and, if the variant trains on, of `run_pretraining.py`.
+
+    Args:
+        name: Of the variant.
+        data: Folder of the split's photos.
+        images: Folder that their paths are below.
+        folder: What is made goes there.
+    """
+    variant = VARIANTS[name]
+    shared = {"image_root": str(images)}
+    made = json.loads((CONFIGS / "coco_mini_hybrid.json").read_text(encoding="utf-8"))
+    made |= {key: value for key, value in variant.items() if key not in ("probe", "train", "described")}
+    made |= {"probe": {**made["probe"], **variant.get("probe", {})}, "photos": str(data / "train.jsonl"), **shared}
+    made |= {"text_vectors": str(data / "text_vectors.pt"), "output_dir": str(folder / "model")}
+    if "train" not in variant:
+        return made, None
+    trained = json.loads((CONFIGS / "coco_mini.json").read_text(encoding="utf-8"))
+    file = data / ("train_described.jsonl" if variant.get("described") else "train.jsonl")
+    trained |= {"train_file": str(file), "initial_model": made["output_dir"], "save_strategy": "no", **shared}
+    trained |= {"output_dir": str(folder / "trained"), "cache_dir": str(data / "cache"), "report_to": "none"}
+    return made, {**trained, **variant["train"]}
+
+
 def measure(options: argparse.Namespace, name: str, split: int) -> dict[str, float]:
     """Top-1 of each view."""
-    variant = VARIANTS[name]
-    folder = options.output_dir.resolve() / f"split{split}" / name.replace(" ", "_").replace(",", "")
+    coco, of_split = options.coco.resolve(), options.output_dir.resolve() / f"split{split}"
+    data, folder = of_split / "photos", of_split / name.replace(" ", "_").replace(",", "")
+    stages = settings_of(name, data, coco / "images" / "train2017", folder)
     done = folder / "figures.json"
     if done.is_file():
-        return json.loads(done.read_text(encoding="utf-8"))
+        found = json.loads(done.read_text(encoding="utf-8"))
+        if found["settings"] != list(stages):
+            raise ValueError(
+                f"{done} is of other settings than today's; delete {folder}, or take another --output_dir."
+            )
+        return found
     start = time.monotonic()
-    coco, data = options.coco.resolve(), folder.parent / "photos"
-    files = {described: data / f"train{'_described' * described}.jsonl" for described in (False, True)}
-    if not (data / "layout").is_dir():
-        for described, file in files.items():
+    if not (data / "layout" / "annotations" / "instances_val2017.json").is_file():
+        for described in (False, True):
             run(
                 *("examples/coco_region_file.py", "--images", coco / "images" / "train2017"),
                 *("--instances", coco / "annotations" / "instances_train2017.json"),
                 *("--captions", coco / "annotations" / "captions_train2017.json"),
-                *("--output", file, "--held_out_share", 0.4, "--held_out_output", data / "held_out.jsonl"),
-                *("--seed", split, *["--describe"] * described),
+                *("--output", data / f"train{'_described' * described}.jsonl", *["--describe"] * described),
+                *("--held_out_share", 0.4, "--held_out_output", data / "held_out.jsonl", "--seed", split),
             )
         write_layout(data / "held_out.jsonl", coco, data / "layout")
-    fields = {key: value for key, value in variant.items() if key not in ("train", "described")}
-    recipe = json.loads((CONFIGS / "coco_mini_hybrid.json").read_text(encoding="utf-8"))
-    fields["probe"] = {**recipe["probe"], **variant.get("probe", {})}
-    fields["photos"] = str(files[False])
-    fields |= {"text_vectors": str(data / "text_vectors.pt"), "image_root": str(coco / "images" / "train2017")}
     folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "settings.json"
-    model = (folder if set(variant) - {"train", "described"} else folder.parent / RECIPE) / "model"
-    if not model.is_dir():
-        settings.write_text(json.dumps({**recipe, **fields, "output_dir": str(model)}), encoding="utf-8")
-        run("examples/hybrid_vision_tower.py", settings, "--text_backbone", options.text_backbone)
-    if "train" in variant:
-        recipe = json.loads((CONFIGS / "coco_mini.json").read_text(encoding="utf-8"))
-        trained = folder / "trained"
-        own = {"train_file": str(files[bool(variant.get("described"))]), "image_root": fields["image_root"]}
-        own |= {"initial_model": str(model), "output_dir": str(trained), "save_strategy": "no", "max_steps": STEPS}
-        settings.write_text(json.dumps({**recipe, **own, **variant["train"]}), encoding="utf-8")
-        run("examples/run_pretraining.py", settings, "--cache_dir", data / "cache", "--report_to", "none")
-        model = trained
+    for script, settings in zip(("hybrid_vision_tower.py", "run_pretraining.py"), stages):
+        if settings is None:
+            continue
+        model = Path(settings["output_dir"])
+        if not (model / "config.json").is_file():
+            file = folder / Path(script).with_suffix(".json")
+            file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+            backbone = ("--text_backbone", options.text_backbone) if "photos" in settings else ()
+            run(f"examples/{script}", file, *backbone)
+    measured = folder / "evaluation"
     run(
         *(
             "examples/run_evaluation.py",
@@ -108,18 +129,11 @@ def measure(options: argparse.Namespace, name: str, split: int) -> dict[str, flo
             "--data_dir",
             data / "layout",
         ),
-        *(
-            "--output_dir",
-            folder / "evaluation",
-            "--set",
-            "bootstrap=20",
-            "templates=plain",
-            f"views={','.join(VIEWS)}",
-        ),
+        *("--output_dir", measured, "--set", "bootstrap=20", "templates=plain", f"views={','.join(VIEWS)}"),
     )
-    found = json.loads((folder / "evaluation" / "coco-regions" / "results.json").read_text(encoding="utf-8"))
+    found = json.loads((measured / "coco-regions" / "results.json").read_text(encoding="utf-8"))
     figures = {view: found["figures"][f"{view}: top-1"]["value"] for view in VIEWS}
-    figures["minutes"] = round((time.monotonic() - start) / 60, 1)
+    figures |= {"minutes": round((time.monotonic() - start) / 60, 1), "settings": stages}
     done.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 
@@ -146,9 +160,11 @@ def write_layout(records: Path, coco: Path, out: Path) -> None:
         annotation["id"] = number
     content = {"images": images, "annotations": annotations}
     content["categories"] = [{"id": number, "name": f"a photo of a {name}"} for name, number in numbers.items()]
-    (out / "images").mkdir(parents=True)
-    (out / "annotations").mkdir()
-    (out / "images" / "val2017").symlink_to(coco / "images" / "train2017")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / "annotations").mkdir(exist_ok=True)
+    photos = out / "images" / "val2017"
+    photos.unlink(missing_ok=True)
+    photos.symlink_to(coco / "images" / "train2017")
     (out / "annotations" / "instances_val2017.json").write_text(json.dumps(content), encoding="utf-8")
 
 
