@@ -36,7 +36,6 @@ VARIANTS = {
         "probe": {"steps": 0},
         "train": {"max_steps": 40, "learning_rate": 0.0003},
     },
-    "images of 640 pixels": {"image_size": 640},
 }
 
 
