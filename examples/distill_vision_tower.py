@@ -13,8 +13,8 @@ patch what is there, the class token what is under the mask, or in the whole ima
 
 The first argument may be a JSON file of defaults. Training ends by the clock (`--minutes`) and goes on from the state in
 the output folder where it was interrupted; what was trained since that state was saved is lost, and its time is not
-counted. The folder then holds a model and a processor for
-`run_pretraining.py --initial_model` (`examples/configs/coco_mini.json` has settings), or with `--text_backbone` left out the vision tower alone.
+counted. The folder then holds a model and a processor for `run_pretraining.py --initial_model`
+(`examples/configs/coco_mini.json` has settings), or with `--text_backbone` left out the vision tower alone.
 """
 
 import json
